@@ -1,0 +1,85 @@
+"""Rate limits by GCRA (generic cell rate algorithm): one number a key, no windows that reset for everybody at once.
+
+One Lua step in Redis, on its clock. Without Redis the limit is kept in this process.
+Source: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm (virtual scheduling).
+"""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from shared.redis import Redis, RedisAway
+
+_LOCAL_KEYS = 50_000
+
+# KEYS: theoretical arrival time. ARGV: seconds between requests, seconds of burst.
+# Answers {allowed, seconds until allowed, seconds until the whole burst is free again}, numbers as strings.
+_GCRA = """
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+local next_arrival = arrival + ARGV[1]
+local wait = next_arrival - ARGV[2] - now
+if wait > 0.000001 then return {0, tostring(wait), tostring(arrival - now)} end
+redis.call('SET', KEYS[1], string.format('%.6f', next_arrival), 'PX', math.ceil((next_arrival - now) * 1000))
+return {1, '0', tostring(next_arrival - now)}
+"""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """On average `requests` in `seconds`, all of them at once if need be."""
+
+    requests: int
+    seconds: float
+
+    @property
+    def interval(self) -> float:
+        return self.seconds / self.requests
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`retry_after` and `reset` in seconds; `remaining` requests may follow at once."""
+
+    allowed: bool
+    remaining: int
+    retry_after: float
+    reset: float
+
+
+class RateLimiter:
+    def __init__(self, redis: Redis | None) -> None:
+        self._redis = redis
+        self._local: OrderedDict[str, float] = OrderedDict()
+        self._script = redis.client.register_script(_GCRA) if redis else None
+
+    async def hit(self, key: str, limit: Limit) -> Decision:
+        """Count one request of `key` if it is allowed."""
+        if self._redis is not None and self._script is not None:
+            script = self._script
+            try:
+                allowed, wait, used = await self._redis.call(
+                    lambda client: script([f"limit:{key}"], [limit.interval, limit.seconds], client=client)
+                )
+                return _decision(bool(allowed), float(wait), float(used), limit)
+            except RedisAway:
+                pass
+        return self._hit_local(key, limit)
+
+    def _hit_local(self, key: str, limit: Limit) -> Decision:
+        now = time.monotonic()
+        arrival = max(self._local.get(key, now), now)
+        wait = arrival + limit.interval - limit.seconds - now
+        if wait > 1e-6:
+            return _decision(False, wait, arrival - now, limit)
+        self._local[key] = arrival + limit.interval
+        self._local.move_to_end(key)
+        if len(self._local) > _LOCAL_KEYS:
+            self._local.popitem(last=False)
+        return _decision(True, 0, arrival + limit.interval - now, limit)
+
+
+def _decision(allowed: bool, wait: float, used: float, limit: Limit) -> Decision:
+    remaining = int((limit.seconds - used) / limit.interval + 1e-6)
+    return Decision(allowed, max(0, remaining), wait, used)

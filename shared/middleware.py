@@ -1,0 +1,164 @@
+"""What happens around every request of every service: trace, request id, consistency token, deadline, metrics, one log
+line, and errors rendered as problem details.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+
+from shared import consistency, http_client, metrics, tracing
+from shared.errors import (
+    DeadlineExceeded,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    TenfoldError,
+    TooLarge,
+)
+from shared.ids import new_id
+from shared.logs import get_logger
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = get_logger()
+
+REQUEST_ID = "X-Request-Id"
+PROBLEM_JSON = "application/problem+json"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_POSITIONS = "positions"
+_ID = "request_id"
+
+# The template of a route, for names in telemetry; and the routes whose answer may take as long as it takes.
+ROUTE: "WeakKeyDictionary[web.AbstractRoute, str]" = WeakKeyDictionary()
+STREAMING: "WeakSet[web.AbstractRoute]" = WeakSet()
+
+
+@dataclass(frozen=True)
+class Context:
+    service: str
+    request_timeout_seconds: float
+
+
+CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
+
+
+def problem_response(error: TenfoldError) -> web.Response:
+    problem = error.problem()
+    return web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(problem),
+        headers={hdrs.CONTENT_TYPE: PROBLEM_JSON, hdrs.CACHE_CONTROL: "no-store", **error.headers},
+    )
+
+
+def request_id(request: web.Request) -> str:
+    """The caller's id where it is sensible, else a new one."""
+    if _ID not in request:
+        given = request.headers.get(REQUEST_ID, "")
+        request[_ID] = given if _REQUEST_ID.fullmatch(given) else str(new_id())
+    value: str = request[_ID]
+    return value
+
+
+async def set_answer_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Just before the head of an answer goes out, streams included."""
+    response.headers[REQUEST_ID] = request_id(request)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    positions: consistency.Positions | None = request.get(_POSITIONS)
+    if positions is not None and positions.written:
+        response.headers[consistency.HEADER] = positions.token()
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: it sees the answer that the caller sees."""
+    context = request.app[CONTEXT]
+    route = ROUTE.get(request.match_info.route, "unmatched")
+    started = time.perf_counter()
+    status = 499  # the caller went away
+    with (
+        structlog.contextvars.bound_contextvars(request_id=request_id(request)),
+        tracing.span(
+            f"{request.method} {route}",
+            kind=tracing.SpanKind.SERVER,
+            parent=tracing.extract(request.headers),
+            **{"http.request.method": request.method, "http.route": route},
+        ) as span,
+        consistency.tracked(request.headers.get(consistency.HEADER)) as positions,
+    ):
+        request[_POSITIONS] = positions
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            seconds = time.perf_counter() - started
+            span.set_attribute("http.response.status_code", status)
+            metrics.child(metrics.REQUEST_DURATION, context.service, _method(request), route, str(status)).observe(
+                seconds
+            )
+            log.info(
+                "request", method=request.method, route=route, status=status, milliseconds=round(seconds * 1000, 1)
+            )
+
+
+@web.middleware
+async def render_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        with http_client.deadline(_seconds(request)):
+            if request.match_info.route in STREAMING:
+                return await handler(request)
+            async with asyncio.timeout(http_client.remaining(_seconds(request))):
+                return await handler(request)
+    except TenfoldError as error:
+        failure = error
+    except TimeoutError:
+        failure = DeadlineExceeded()
+    except web.HTTPException as error:
+        failure = _from_aiohttp(error)
+    except Exception:
+        log.exception("request_failed")
+        failure = TenfoldError()
+    response = problem_response(failure)
+    if request.can_read_body and not request.content.at_eof():
+        response.force_close()  # what the caller still sends must not be taken for its next request
+    return response
+
+
+MIDDLEWARES: tuple[Any, ...] = (observe, render_errors)
+
+
+def _seconds(request: web.Request) -> float:
+    longest = request.app[CONTEXT].request_timeout_seconds
+    given = request.headers.get(http_client.DEADLINE_HEADER)
+    if given is None:
+        return longest
+    if not given.isdecimal() or len(given) > 9:
+        raise Malformed(f"{http_client.DEADLINE_HEADER} takes milliseconds")
+    return min(longest, int(given) / 1000)
+
+
+def _from_aiohttp(error: web.HTTPException) -> TenfoldError:
+    match error.status:
+        case 404:
+            return NotFound()
+        case 405:
+            return MethodNotAllowed(headers={hdrs.ALLOW: error.headers.get(hdrs.ALLOW, "")})
+        case 413:
+            return TooLarge()
+        case status if status < 500:
+            return Malformed(error.reason)
+    log.error("request_failed", status=error.status, reason=error.reason)
+    return TenfoldError()
+
+
+def _method(request: web.Request) -> str:
+    return request.method if request.method in hdrs.METH_ALL else "_OTHER"

@@ -1,0 +1,170 @@
+"""Migrations: plain SQL files, forward only, applied in order, each in one transaction, under an advisory lock.
+
+A service's schema gets the platform's own tables first (`shared/migrations`: outbox, inbox, ...), then the service's
+(`services/<name>/migrations`). What was applied is kept with its checksum in `schema_migrations`; a file that changed
+after it was applied is refused. Locks and statements are bounded, so a migration fails rather than stop the traffic.
+
+`python -m shared.migrate bootstrap ADMIN_URL` makes the roles and schemas: one of each a service, named for it.
+"""
+
+import asyncio
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from shared.logs import get_logger
+
+log = get_logger()
+
+PLATFORM = Path(__file__).parent / "migrations"
+_LOCK = 0x74656E66  # any number, the same in every process; the lock is per schema by its second key
+_CONNECT_SECONDS = 5.0
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        origin text NOT NULL, name text NOT NULL, checksum text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (origin, name))
+"""
+
+
+class MigrationError(Exception):
+    """The files and the schema do not fit; the message says how."""
+
+
+@dataclass(frozen=True)
+class Migration:
+    origin: str
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def find(service: str, folder: Path) -> list[Migration]:
+    """All migrations of a service in the order they are applied."""
+    return [
+        Migration(origin, path.stem, path.read_text())
+        for origin, where in (("shared", PLATFORM), (service, folder))
+        for path in sorted(where.glob("*.sql"))
+    ]
+
+
+def pending(migrations: list[Migration], applied: Mapping[tuple[str, str], str]) -> list[Migration]:
+    """Those not yet applied. Raises `MigrationError` when an applied one has changed or a new one comes too late."""
+    rest: list[Migration] = []
+    for migration in migrations:
+        checksum = applied.get((migration.origin, migration.name))
+        if checksum is None:
+            rest.append(migration)
+        elif checksum != migration.checksum:
+            raise MigrationError(f"{migration.origin}/{migration.name} was changed after it was applied")
+        elif late := [m.name for m in rest if m.origin == migration.origin]:
+            raise MigrationError(
+                f"{migration.origin}/{late[0]} is older than {migration.name}, which is applied already"
+            )
+    return rest
+
+
+async def migrate(url: str, service: str, folder: Path) -> list[str]:
+    """Bring the schema to the newest state; returns what was applied."""
+    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+    try:
+        applied = []
+        await connection.execute("SET lock_timeout = '5s'; SET statement_timeout = '60s'")
+        for migration in find(service, folder):
+            async with connection.transaction():
+                # One lock a transaction, so it also holds behind PgBouncer; others wait, then find it applied.
+                await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext(current_schema))", _LOCK)
+                await connection.execute(_TABLE)
+                if migration not in pending(find(service, folder), await _applied(connection)):
+                    continue
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "INSERT INTO schema_migrations (origin, name, checksum) VALUES ($1, $2, $3)",
+                    migration.origin, migration.name, migration.checksum,
+                )  # fmt: skip
+            applied.append(f"{migration.origin}/{migration.name}")
+            log.info("migration_applied", schema=service, migration=applied[-1])
+        return applied
+    finally:
+        await connection.close(timeout=_CONNECT_SECONDS)
+
+
+async def require_current(url: str, service: str, folder: Path) -> None:
+    """Raise `MigrationError` when the schema is behind the code; a service asks before it starts."""
+    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+    try:
+        known = await connection.fetchval("SELECT to_regclass('schema_migrations') IS NOT NULL")
+        missing = pending(find(service, folder), await _applied(connection) if known else {})
+    finally:
+        await connection.close(timeout=_CONNECT_SECONDS)
+    if missing:
+        names = ", ".join(f"{m.origin}/{m.name}" for m in missing)
+        raise MigrationError(
+            f"the schema of {service} is behind by {len(missing)} migration(s): {names}; "
+            f"run `python -m services.{service} migrate` first"
+        )
+
+
+async def _applied(connection: asyncpg.Connection) -> dict[tuple[str, str], str]:
+    rows = await connection.fetch("SELECT origin, name, checksum FROM schema_migrations")
+    return {(row["origin"], row["name"]): row["checksum"] for row in rows}
+
+
+async def bootstrap(admin_url: str, passwords: Mapping[str, str]) -> None:
+    """Make a role and a schema for each service in `passwords`, or bring them up to date. Needs a superuser.
+
+    A role owns its schema and sees no other; its statements are bounded on the server's side, so that the bound holds
+    behind a pooler and when the client is gone.
+    """
+    connection = await asyncpg.connect(admin_url, timeout=_CONNECT_SECONDS)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", _LOCK)
+            database = await connection.fetchval("SELECT quote_ident(current_database())")
+            await connection.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
+            await connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            for service, password in passwords.items():
+                row = await connection.fetchrow(
+                    "SELECT quote_ident($1), quote_literal($2), EXISTS (SELECT FROM pg_roles WHERE rolname = $1)",
+                    service, password,
+                )  # fmt: skip
+                assert row is not None
+                role, secret, exists = row
+                await connection.execute(f"{'ALTER' if exists else 'CREATE'} ROLE {role} LOGIN PASSWORD {secret}")
+                await connection.execute(f"GRANT CONNECT ON DATABASE {database} TO {role}")
+                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {role} AUTHORIZATION {role}")
+                for setting in (
+                    f"search_path = {role}",
+                    "statement_timeout = '10s'",
+                    "idle_in_transaction_session_timeout = '30s'",
+                ):
+                    await connection.execute(f"ALTER ROLE {role} SET {setting}")
+    finally:
+        await connection.close(timeout=_CONNECT_SECONDS)
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["bootstrap", url]:
+            services = [name.strip() for name in os.environ.get("SERVICES", "").split(",") if name.strip()]
+            missing = [
+                f"{s.upper()}_DATABASE_PASSWORD: missing"
+                for s in services
+                if not os.environ.get(f"{s.upper()}_DATABASE_PASSWORD")
+            ]
+            if not services or missing:
+                sys.exit("\n".join(missing) or "SERVICES: missing (for example SERVICES=users,media,notifier)")
+            asyncio.run(bootstrap(url, {s: os.environ[f"{s.upper()}_DATABASE_PASSWORD"] for s in services}))
+        case _:
+            sys.exit("usage: python -m shared.migrate bootstrap ADMIN_URL")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The object store: a local directory (`file:///path`) or S3 (`s3://bucket`), through obstore.
+
+Keys are ours, never a user's. Nothing holds a whole object in memory. Every call is bounded.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from shared.errors import Unavailable
+
+_CALL_SECONDS = 30.0
+_STREAM_BYTES = 256 * 1024
+_PART_BYTES = 5 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    bytes: int
+
+
+class Objects:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    @classmethod
+    def at(cls, url: str) -> "Objects":
+        parts = urlsplit(url)
+        if parts.scheme == "file":
+            return cls(LocalStore(Path(unquote(parts.path)), automatic_cleanup=True, mkdir=True))
+        return cls(from_url(url, client_options={"timeout": timedelta(seconds=_CALL_SECONDS)}))
+
+    async def put(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
+        """Store `data` under `key`, whole or not at all."""
+        async with _bounded():
+            await obstore.put_async(self._store, key, data, chunk_size=_PART_BYTES)
+
+    async def get(self, key: str) -> bytes:
+        """The whole object, for small ones. Raises `FileNotFoundError`."""
+        async with _bounded():
+            answer = await obstore.get_async(self._store, key)
+            return bytes(await answer.bytes_async())
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        async with _bounded():
+            try:
+                meta = await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return None
+        return ObjectInfo(key, meta["size"])
+
+    async def stream(self, key: str, start: int, length: int) -> AsyncIterator[bytes]:
+        """`length` bytes from `start`, in pieces."""
+        position, end = start, start + length
+        while position < end:
+            size = min(_STREAM_BYTES, end - position)
+            async with _bounded():
+                piece = await obstore.get_range_async(self._store, key, start=position, length=size)
+            yield bytes(piece)
+            position += size
+
+    async def move(self, source: str, target: str) -> None:
+        async with _bounded():
+            await obstore.rename_async(self._store, source, target)
+
+    async def delete(self, *keys: str) -> None:
+        """Gone afterwards, whether it was there or not."""
+        async with _bounded():
+            for key in keys:
+                try:
+                    await obstore.delete_async(self._store, key)
+                except FileNotFoundError:
+                    continue
+
+
+@asynccontextmanager
+async def _bounded() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_CALL_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise Unavailable("the object store takes too long") from error

@@ -1,0 +1,271 @@
+"""A process: what it is made of, how it starts, and how it stops without losing anything.
+
+Start: settings -> telemetry -> schema current? -> resources, in order, on one `AsyncExitStack` -> listeners -> ready.
+Stop (SIGTERM, SIGINT): not ready -> wait `DRAIN_SECONDS` for the balancer -> stop accepting -> finish requests and
+events in hand -> close the resources in reverse order.
+
+Exit status: 0 stopped, 1 failed, 78 configured wrongly.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import aiohttp
+import asyncpg
+import uvloop
+from aiohttp import http_parser, web
+
+from shared import http_client, logs, metrics, migrate, settings, tracing
+from shared.bus import InlineBus, KafkaBus
+from shared.health import Health, admin_application
+from shared.redis import Redis
+from shared.settings import DataSettings, ProcessSettings
+
+S = TypeVar("S", bound=ProcessSettings)
+T = TypeVar("T")
+
+log = logs.get_logger()
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
+_WAIT_FOR_DATABASE_SECONDS = 30.0
+_LAG_PROBE_SECONDS = 0.5
+_KEEPALIVE_SECONDS = 75.0  # longer than the client's and the balancer's, so that they close first
+
+
+class Process:
+    """What the parts of one process share, and the stack that closes all of it in reverse order."""
+
+    def __init__(self, stack: AsyncExitStack, http: aiohttp.ClientSession) -> None:
+        self.health = Health()
+        self.http = http
+        self._stack = stack
+        self._bus: InlineBus | KafkaBus | None = None
+        self._redis: dict[str, Redis] = {}
+        self._failed = asyncio.Event()
+
+    async def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
+        return await self._stack.enter_async_context(resource)
+
+    async def bus(self, settings: DataSettings) -> InlineBus | KafkaBus:
+        """The bus of this process: the same for all of its parts."""
+        if self._bus is None:
+            if settings.bus == "inline":
+                self._bus = InlineBus()
+                self._stack.callback(self._bus.close_for_delivery)
+            else:
+                self._bus = await self.enter(KafkaBus.opened(settings, self.health))
+        return self._bus
+
+    async def redis(self, url: str | None) -> Redis | None:
+        """Redis at `url`; `None` where the stage has none."""
+        if url is None:
+            return None
+        if url not in self._redis:
+            self._redis[url] = await self.enter(Redis.opened(url))
+        return self._redis[url]
+
+    async def background(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` until the process stops. If it ends by an error the process fails: nothing dies unseen."""
+
+        async def watched() -> None:
+            try:
+                await work()
+            except Exception:
+                log.exception("background_failed", task=name)
+                self._failed.set()
+
+        @asynccontextmanager
+        async def running() -> AsyncIterator[None]:
+            task = asyncio.create_task(watched(), name=name)
+            try:
+                yield
+            finally:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+        await self.enter(running())
+
+    async def failed(self) -> None:
+        await self._failed.wait()
+
+    def deliver(self) -> None:
+        """Everything is built: events may flow."""
+        if isinstance(self._bus, InlineBus):
+            self._bus.open_for_delivery()
+
+
+@dataclass(frozen=True)
+class Service(Generic[S]):
+    """What `python -m services.<name>` can run. `api` answers the application, `worker` starts what consumes."""
+
+    name: str
+    settings: type[S]
+    api: Callable[[Process, S], Awaitable[web.Application]]
+    worker: Callable[[Process, S], Awaitable[None]] | None = None
+    migrations: Path | None = None
+
+    def roles(self) -> list[str]:
+        return ["api"] + ["worker"] * (self.worker is not None) + ["migrate"] * (self.migrations is not None)
+
+
+@dataclass(frozen=True)
+class Part(Generic[S]):
+    """A service in one of its roles, with its settings."""
+
+    service: Service[S]
+    role: str
+    settings: S
+
+
+def main(service: Service[Any]) -> NoReturn:
+    """`python -m services.<name> [api|worker|migrate]`; the default is `api`."""
+    role = sys.argv[1] if len(sys.argv) > 1 else "api"
+    if role not in service.roles() or len(sys.argv) > 2:
+        print(f"usage: python -m services.{service.name} [{'|'.join(service.roles())}]", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIGURATION)
+    if role == "migrate":
+        sys.exit(run_migrations([service]))
+    sys.exit(run([(service, role)]))
+
+
+def run(roles: Sequence[tuple[Service[Any], str]], environ: Mapping[str, str] = os.environ) -> int:
+    """Run the roles in this process until it is told to stop; returns the exit status."""
+    try:
+        parts = [Part(service, role, settings.load(service.settings, service.name, environ)) for service, role in roles]
+    except settings.SettingsError as error:
+        return _refuse(error.lines)
+    if isinstance(http_parser.HttpRequestParser, type) and http_parser.HttpRequestParser is getattr(
+        http_parser, "HttpRequestParserPy", None
+    ):
+        return _refuse(["aiohttp: its C extensions are missing, and its Python parser accepts other requests"])
+    name = roles[0][0].name if len({service.name for service, _ in roles}) == 1 else "tenfold"
+    logs.setup(name, parts[0].settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(name, parts))
+    except migrate.MigrationError as error:
+        return _refuse([str(error)])
+    except Exception:
+        log.exception("process_failed")
+        return EXIT_FAILED
+
+
+def run_migrations(services: Sequence[Service[Any]], environ: Mapping[str, str] = os.environ) -> int:
+    """Bring the schemas of `services` to the newest state; returns the exit status."""
+    try:
+        loaded = [(s, settings.load(_MigrationSettings, s.name, environ)) for s in services if s.migrations]
+    except settings.SettingsError as error:
+        return _refuse(error.lines)
+    logs.setup("migrate", "info")
+    for service, found in loaded:
+        assert service.migrations is not None
+        try:
+            asyncio.run(_patiently(migrate.migrate, found.database_url, service.name, service.migrations))
+        except (migrate.MigrationError, asyncpg.PostgresError, OSError) as error:
+            print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201
+            return EXIT_FAILED
+    return 0
+
+
+class _MigrationSettings(ProcessSettings, frozen=True, kw_only=True):
+    database_url: str
+
+
+def _refuse(lines: list[str]) -> int:
+    for line in lines:
+        print(line, file=sys.stderr)  # noqa: T201
+    return EXIT_CONFIGURATION
+
+
+async def _serve(name: str, parts: Sequence[Part[Any]]) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    common: ProcessSettings = parts[0].settings
+    for part in parts:
+        if isinstance(part.settings, DataSettings) and part.service.migrations is not None:
+            url, folder = part.settings.database_url, part.service.migrations
+            await _patiently(migrate.require_current, url, part.service.name, folder)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            tracing.opened(name, common.otel_exporter_otlp_endpoint, common.otel_sample_ratio)
+        )
+        process = Process(stack, await stack.enter_async_context(http_client.session()))
+        await process.background("loop-lag", _measure_loop_lag)
+        applications = []
+        for part in parts:
+            if part.role == "api":
+                applications.append((await part.service.api(process, part.settings), part.settings))
+            elif part.service.worker is not None:
+                await part.service.worker(process, part.settings)
+        await stack.enter_async_context(_listening(admin_application(process.health), common, common.admin_port, False))
+        process.deliver()
+        for application, own in applications:
+            await stack.enter_async_context(_listening(application, own, own.port, own.reuse_port))
+        process.health.started()
+        log.info("started", parts=[f"{part.service.name}-{part.role}" for part in parts])
+        waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(process.failed())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        failed = not stop.is_set()
+        for task in waiting:
+            task.cancel()
+        process.health.stopping()
+        log.info("stopping", drain_seconds=common.drain_seconds)
+        if not failed:
+            await asyncio.sleep(common.drain_seconds)
+    log.info("stopped")
+    return EXIT_FAILED if failed else 0
+
+
+@asynccontextmanager
+async def _listening(
+    application: web.Application, own: ProcessSettings, port: int, reuse_port: bool
+) -> AsyncIterator[None]:
+    """Serve while open; then stop accepting and give requests in flight `SHUTDOWN_SECONDS` to finish."""
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        auto_decompress=False,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+        shutdown_timeout=own.shutdown_seconds,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, own.host, port, reuse_port=reuse_port or None, backlog=1024).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _patiently(ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """A process may start before its database does."""
+    until = asyncio.get_running_loop().time() + _WAIT_FOR_DATABASE_SECONDS
+    while True:
+        try:
+            return await ask(*args)
+        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+            if asyncio.get_running_loop().time() > until:
+                raise
+            log.warning("database_awaited", error=str(error))
+            await asyncio.sleep(0.5)
+
+
+async def _measure_loop_lag() -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        before = loop.time()
+        await asyncio.sleep(_LAG_PROBE_SECONDS)
+        metrics.LOOP_LAG.observe(max(0.0, loop.time() - before - _LAG_PROBE_SECONDS))

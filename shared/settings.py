@@ -1,0 +1,105 @@
+"""Configuration from the environment, read once at start into a frozen class.
+
+A variable is the field's name in capitals. One prefixed with the service's name wins (`USERS_DATABASE_URL` before
+`DATABASE_URL`), so one environment can configure every service of a machine. Everything that is missing or wrong is
+reported at once, a line a variable.
+"""
+
+import os
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+S = TypeVar("S", bound="ProcessSettings")
+
+Secret = Annotated[str, msgspec.Meta(min_length=32, description="a secret of at least 32 characters")]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class SettingsError(Exception):
+    """`lines` names each variable that is missing or wrong, and why."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every process has. Times are in seconds."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    admin_port: Port = 9000
+    reuse_port: bool = False
+    drain_seconds: Seconds = 5.0
+    shutdown_seconds: Seconds = 20.0
+    request_timeout_seconds: Seconds = 30.0
+    max_body_bytes: Count = 64 * 1024
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_sample_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    redis_url: str | None = None
+
+
+class DataSettings(ProcessSettings, frozen=True, kw_only=True):
+    """What a service with a database and events has besides."""
+
+    database_url: str
+    database_replica_urls: tuple[str, ...] = ()
+    database_pool_max: Count = 10
+    database_acquire_seconds: Seconds = 2.0
+    database_statement_seconds: Seconds = 5.0
+    database_pgbouncer: bool = False
+    database_replica_max_lag_seconds: Seconds = 5.0
+    bus: Literal["kafka", "inline"] = "kafka"
+    kafka_bootstrap: tuple[str, ...] = ()
+    kafka_idempotence: bool = True
+    kafka_session_timeout_seconds: Annotated[float, msgspec.Meta(ge=1)] = 45.0
+    kafka_instance_id: str | None = None
+    kafka_partitions: Count = 6
+    kafka_replication: Count = 1
+
+    def check(self) -> list[str]:
+        if self.bus == "kafka" and not self.kafka_bootstrap:
+            return ["KAFKA_BOOTSTRAP: missing (needed when BUS=kafka)"]
+        return []
+
+
+def load(cls: type[S], service: str, environ: Mapping[str, str] = os.environ) -> S:
+    """Read `cls` from `environ` for `service`. Raises `SettingsError` with every fault found."""
+    values: dict[str, object] = {}
+    faults: list[str] = []
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in msgspec.structs.fields(cls):
+        name = field.name.upper()
+        prefixed = f"{service.upper()}_{name}"
+        variable = prefixed if environ.get(prefixed, "") else name
+        raw = environ.get(variable, "")
+        if not raw:
+            if field.required:
+                faults.append(f"{name}: missing")
+            continue
+        try:
+            values[field.name] = _parse(raw, hints[field.name])
+        except msgspec.ValidationError as error:
+            # The value itself is not shown: it may be a secret.
+            faults.append(f"{variable}: {str(error).removesuffix(' - at `$`')}")
+    if faults:
+        raise SettingsError(faults)
+    settings = msgspec.convert(values, cls)
+    if faults := getattr(settings, "check", list)():
+        raise SettingsError(faults)
+    return settings
+
+
+def _parse(raw: str, hint: object) -> object:
+    if typing.get_origin(hint) is tuple:
+        return tuple(part.strip() for part in raw.split(",") if part.strip())
+    if isinstance(hint, types.UnionType) and str in typing.get_args(hint):
+        return raw
+    return msgspec.convert(raw, hint, strict=False)
