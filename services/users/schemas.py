@@ -1,0 +1,109 @@
+"""Request and response shapes."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from services.users import models
+
+Password = Annotated[str, Meta(min_length=8, max_length=256)]
+Address = Annotated[str, Meta(min_length=3, max_length=models.MAX_ADDRESS_LENGTH)]
+DisplayName = Annotated[str, Meta(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
+Bio = Annotated[str, Meta(max_length=1000, pattern=r"^[^\x00]*$")]
+Locale = Annotated[str, Meta(pattern=r"^[a-z]{2}(-[A-Z]{2})?$")]
+
+
+class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    email: Address
+    password: Password
+    display_name: DisplayName
+
+
+class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    email: Address
+    password: Annotated[str, Meta(max_length=256)]
+
+
+class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    refresh_token: Annotated[str, Meta(max_length=256)]
+
+
+class ChangeAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    display_name: DisplayName | UnsetType = UNSET
+    bio: Bio | UnsetType = UNSET
+    locale: Locale | UnsetType = UNSET
+
+
+class User(msgspec.Struct, frozen=True):
+    id: UUID
+    email: str
+    email_verified: bool
+    display_name: str
+    bio: str
+    locale: str
+    role: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+    @classmethod
+    def of(cls, account: models.Account) -> "User":
+        return msgspec.convert(account, cls, from_attributes=True)
+
+
+class PublicProfile(msgspec.Struct, frozen=True):
+    id: UUID
+    display_name: str
+    bio: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, profile: models.Profile) -> "PublicProfile":
+        return cls(profile.id, profile.display_name, profile.bio, profile.created_at)
+
+
+class SessionTokens(msgspec.Struct, frozen=True):
+    access_token: str
+    token_type: str
+    expires_in: int
+    refresh_token: str
+
+    @classmethod
+    def of(cls, tokens: models.Tokens) -> "SessionTokens":
+        return cls(tokens.access_token, "Bearer", tokens.expires_in, tokens.refresh_token)
+
+
+class SessionEntry(msgspec.Struct, frozen=True):
+    id: UUID
+    device: str
+    address: str
+    created_at: datetime
+    last_seen_at: datetime
+    current: bool
+
+    @classmethod
+    def of(cls, session: models.Session, current: UUID) -> "SessionEntry":
+        return cls(
+            session.id,
+            session.device,
+            session.address,
+            session.created_at,
+            session.last_seen_at,
+            current=session.id == current,
+        )
+
+
+class Jwk(msgspec.Struct, frozen=True):
+    kid: str
+    x: str
+    kty: str = "OKP"
+    crv: str = "Ed25519"
+    use: str = "sig"
+    alg: str = "EdDSA"
+
+
+class JwkSet(msgspec.Struct, frozen=True):
+    keys: list[Jwk]
