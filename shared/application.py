@@ -189,7 +189,7 @@ def _endpoint(route: Route, verifier: TokenVerifier | None) -> Callable[[web.Req
     signature = route.signature
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        principal = await _principal(request, route.access, verifier)
+        principal = await authenticate(request, route.access, verifier)
         arguments: dict[str, Any] = {
             name: _path_value(request.match_info[name], type_) for name, type_ in signature.path.items()
         }
@@ -205,7 +205,8 @@ def _endpoint(route: Route, verifier: TokenVerifier | None) -> Callable[[web.Req
     return endpoint
 
 
-async def _principal(request: web.Request, access: Access, verifier: TokenVerifier | None) -> Principal | None:
+async def authenticate(request: web.Request, access: Access, verifier: TokenVerifier | None) -> Principal | None:
+    """Who calls, where `access` asks for it. Raises `Unauthenticated` or `Forbidden`."""
     header = request.headers.get(hdrs.AUTHORIZATION)
     if verifier is None or access is Access.PUBLIC or (access is Access.OPTIONAL and header is None):
         return None
@@ -247,15 +248,19 @@ def decode_body(raw: bytes, type_: type[T]) -> T:
     """Raises `Malformed` when it is no JSON and `InvalidInput` naming every wrong field when it is not a `type_`."""
     try:
         return msgspec.json.decode(raw, type=type_)
-    except msgspec.ValidationError as first:
-        raise InvalidInput(_all_field_errors(raw, type_) or [_field_error(first)]) from None
+    except msgspec.ValidationError as error:
+        first = error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(str(error)) from None
+    try:
+        document = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # broken after the first wrong field
+        raise Malformed(str(error)) from None
+    raise InvalidInput(_all_field_errors(document, type_) or [_field_error(first)])
 
 
-def _all_field_errors(raw: bytes, type_: Any) -> list[FieldError]:
+def _all_field_errors(document: Any, type_: Any) -> list[FieldError]:
     """msgspec stops at the first fault; a form wants them all, so each field is looked at on its own."""
-    document = msgspec.json.decode(raw)
     if not isinstance(document, dict) or not (isinstance(type_, type) and issubclass(type_, msgspec.Struct)):
         return []
     hints = typing.get_type_hints(type_, include_extras=True)

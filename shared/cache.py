@@ -1,7 +1,7 @@
 """Versioned cache-aside: a cache that never goes back in time.
 
 Every entry carries its row's `version`. A write leaves a tombstone with the new version, and a fill with an older one
-(say, read from a lagging replica) is refused, in one Lua step. One load a key and process, however many wait for it;
+(say, read from a lagging replica) is refused, in one Lua step. One look-up a key and process, however many wait for it;
 TTLs are jittered; what does not exist is remembered shortly. Without Redis every read is a load.
 """
 
@@ -56,9 +56,6 @@ class Cache(Generic[T]):
         self._decoder: msgspec.json.Decoder[T | None] = msgspec.json.Decoder(type_ | None)
         self._encoder = msgspec.json.Encoder()
         self._flights: dict[str, asyncio.Task[T | None]] = {}
-        if redis is not None:
-            self._fill_script = redis.client.register_script(_FILL)
-            self._tombstone_script = redis.client.register_script(_TOMBSTONE)
 
     async def get(self, key: str, load: Callable[[], Awaitable[T | None]]) -> T | None:
         """The value of `key`, from the cache or else from `load`; `None` when it does not exist.
@@ -67,9 +64,34 @@ class Cache(Generic[T]):
         """
         if self._redis is None:
             return await load()
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = asyncio.create_task(self._look_up(self._redis, f"cache:{self._name}:{key}", load))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda done: self._land(key, done))
+        # Shielded: one caller that goes away must not take the answer from the others.
+        return await asyncio.shield(flight)
+
+    async def invalidate(self, key: str, version: int) -> None:
+        """Call after the commit that made `version`: entries and fills older than it are gone from now on."""
+        if self._redis is None:
+            return
+        # A flight that took off before the write must not take who asks after it.
+        self._flights.pop(key, None)
         entry = f"cache:{self._name}:{key}"
+        arguments = [version, int(_TOMBSTONE_SECONDS * 1000)]
         try:
-            data = await self._redis.call(lambda client: client.hget(entry, "data"))
+            await self._redis.call(lambda pipeline: pipeline.eval(_TOMBSTONE, 1, entry, *arguments))
+        except RedisAway:
+            metrics.child(FILLS, self._name, "tombstone_lost").inc()
+
+    def _land(self, key: str, flight: "asyncio.Task[T | None]") -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _look_up(self, redis: Redis, entry: str, load: Callable[[], Awaitable[T | None]]) -> T | None:
+        try:
+            data = await redis.call(lambda pipeline: pipeline.hget(entry, "data"))
         except RedisAway:
             metrics.child(LOOKUPS, self._name, "away").inc()
             return await load()
@@ -77,34 +99,13 @@ class Cache(Generic[T]):
             metrics.child(LOOKUPS, self._name, "hit").inc()
             return self._decoder.decode(data)
         metrics.child(LOOKUPS, self._name, "miss").inc()
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = asyncio.create_task(self._load_and_fill(entry, load))
-            self._flights[key] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        # Shielded: one caller that goes away must not take the load from the others.
-        return await asyncio.shield(flight)
-
-    async def invalidate(self, key: str, version: int) -> None:
-        """Call after the commit that made `version`: entries and fills older than it are gone from now on."""
-        if self._redis is None:
-            return
-        entry = f"cache:{self._name}:{key}"
-        arguments = [version, int(_TOMBSTONE_SECONDS * 1000)]
-        try:
-            await self._redis.call(lambda client: self._tombstone_script([entry], arguments, client=client))
-        except RedisAway:
-            metrics.child(FILLS, self._name, "tombstone_lost").inc()
-
-    async def _load_and_fill(self, entry: str, load: Callable[[], Awaitable[T | None]]) -> T | None:
         value = await load()
         version, data, ttl = 0, _NOTHING, _ABSENT_SECONDS
         if value is not None:
             version, data, ttl = self._version(value), self._encoder.encode(value), self._ttl
         arguments = [version, data, int(ttl * random.uniform(0.9, 1.1) * 1000)]  # noqa: S311 - jitter
-        assert self._redis is not None
         try:
-            filled = await self._redis.call(lambda client: self._fill_script([entry], arguments, client=client))
+            filled = await redis.call(lambda pipeline: pipeline.eval(_FILL, 1, entry, *arguments))
             metrics.child(FILLS, self._name, "filled" if filled else "refused").inc()
         except RedisAway:
             metrics.child(FILLS, self._name, "away").inc()

@@ -270,7 +270,10 @@ class Database:
             raise named from error
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
             raise Unavailable("the database took too long") from error
-        except _GONE as error:
+        except (asyncpg.InterfaceError, *_GONE) as error:
+            # The driver has one class for misuse and for connections that closed under a statement.
+            if isinstance(error, asyncpg.InterfaceError) and "clos" not in str(error):
+                raise
             log.warning("database_away", database=self.service, error=type(error).__name__)
             await self._primary.pool.expire_connections()
             raise Unavailable("the database is away") from error

@@ -58,7 +58,8 @@ class Once:
             return None
         digest = hashlib.blake2b(f"once:{self.principal}:{self.key}".encode(), digest_size=8).digest()
         if not await tx.fetchval(
-            "SELECT pg_try_advisory_xact_lock($1 # hashtext(current_schema))", int.from_bytes(digest, signed=True)
+            "SELECT pg_try_advisory_xact_lock($1::bigint # hashtext(current_schema))",
+            int.from_bytes(digest, signed=True),
         ):
             raise InProgress
         row = await tx.fetchrow(

@@ -52,15 +52,13 @@ class RateLimiter:
     def __init__(self, redis: Redis | None) -> None:
         self._redis = redis
         self._local: OrderedDict[str, float] = OrderedDict()
-        self._script = redis.client.register_script(_GCRA) if redis else None
 
     async def hit(self, key: str, limit: Limit) -> Decision:
         """Count one request of `key` if it is allowed."""
-        if self._redis is not None and self._script is not None:
-            script = self._script
+        if self._redis is not None:
             try:
                 allowed, wait, used = await self._redis.call(
-                    lambda client: script([f"limit:{key}"], [limit.interval, limit.seconds], client=client)
+                    lambda pipeline: pipeline.eval(_GCRA, 1, f"limit:{key}", limit.interval, limit.seconds)
                 )
                 return _decision(bool(allowed), float(wait), float(used), limit)
             except RedisAway:

@@ -33,8 +33,9 @@ log = get_logger()
 REQUEST_ID = "X-Request-Id"
 PROBLEM_JSON = "application/problem+json"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-_POSITIONS = "positions"
-_ID = "request_id"
+_POSITIONS = web.RequestKey("positions", consistency.Positions)
+_ID = web.RequestKey("request_id", str)
+_STARTED = web.RequestKey("started", web.StreamResponse)
 
 # The template of a route, for names in telemetry; and the routes whose answer may take as long as it takes.
 ROUTE: "WeakKeyDictionary[web.AbstractRoute, str]" = WeakKeyDictionary()
@@ -64,15 +65,15 @@ def request_id(request: web.Request) -> str:
     if _ID not in request:
         given = request.headers.get(REQUEST_ID, "")
         request[_ID] = given if _REQUEST_ID.fullmatch(given) else str(new_id())
-    value: str = request[_ID]
-    return value
+    return request[_ID]
 
 
 async def set_answer_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Just before the head of an answer goes out, streams included."""
+    request[_STARTED] = response
     response.headers[REQUEST_ID] = request_id(request)
     response.headers["X-Content-Type-Options"] = "nosniff"
-    positions: consistency.Positions | None = request.get(_POSITIONS)
+    positions = request.get(_POSITIONS)
     if positions is not None and positions.written:
         response.headers[consistency.HEADER] = positions.token()
 
@@ -127,10 +128,20 @@ async def render_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         log.exception("request_failed")
         failure = TenfoldError()
+    if _STARTED in request:
+        return _cut(request)
     response = problem_response(failure)
     if request.can_read_body and not request.content.at_eof():
         response.force_close()  # what the caller still sends must not be taken for its next request
     return response
+
+
+def _cut(request: web.Request) -> web.StreamResponse:
+    """The head of the answer is out: only a broken connection tells the caller that the rest of it will not come."""
+    log.warning("answer_cut")
+    if request.transport is not None:
+        request.transport.abort()
+    return request[_STARTED]
 
 
 MIDDLEWARES: tuple[Any, ...] = (observe, render_errors)

@@ -19,6 +19,7 @@ from shared.errors import Unavailable
 _CALL_SECONDS = 30.0
 _STREAM_BYTES = 256 * 1024
 _PART_BYTES = 5 * 1024 * 1024
+_PARTS_AT_A_TIME = 2  # so that a stream takes at most some 10 MiB of memory
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Objects:
             return cls(LocalStore(Path(unquote(parts.path)), automatic_cleanup=True, mkdir=True))
         return cls(from_url(url, client_options={"timeout": timedelta(seconds=_CALL_SECONDS)}))
 
-    async def put(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
-        """Store `data` under `key`, whole or not at all."""
-        async with _bounded():
-            await obstore.put_async(self._store, key, data, chunk_size=_PART_BYTES)
+    async def put(self, key: str, data: bytes | AsyncIterator[bytes], *, seconds: float = _CALL_SECONDS) -> None:
+        """Store `data` under `key`, whole or not at all. A stream is read as it is stored, so its pace counts."""
+        async with _bounded(seconds):
+            await obstore.put_async(self._store, key, data, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_A_TIME)
 
     async def get(self, key: str) -> bytes:
         """The whole object, for small ones. Raises `FileNotFoundError`."""
@@ -82,9 +83,9 @@ class Objects:
 
 
 @asynccontextmanager
-async def _bounded() -> AsyncIterator[None]:
+async def _bounded(seconds: float = _CALL_SECONDS) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(_CALL_SECONDS):
+        async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
         raise Unavailable("the object store takes too long") from error

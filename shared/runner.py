@@ -50,6 +50,7 @@ class Process:
         self._stack = stack
         self._bus: InlineBus | KafkaBus | None = None
         self._redis: dict[str, Redis] = {}
+        self._ones: dict[type[Any], Any] = {}
         self._failed = asyncio.Event()
 
     async def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
@@ -72,6 +73,13 @@ class Process:
         if url not in self._redis:
             self._redis[url] = await self.enter(Redis.opened(url))
         return self._redis[url]
+
+    def one(self, kind: type[T]) -> T:
+        """The `kind()` of this process, for what the roles of a service share when they run in the same one."""
+        if kind not in self._ones:
+            self._ones[kind] = kind()
+        found: T = self._ones[kind]
+        return found
 
     async def background(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` until the process stops. If it ends by an error the process fails: nothing dies unseen."""

@@ -1,7 +1,8 @@
 """Configuration from the environment, read once at start into a frozen class.
 
 A variable is the field's name in capitals. One prefixed with the service's name wins (`USERS_DATABASE_URL` before
-`DATABASE_URL`), so one environment can configure every service of a machine. Everything that is missing or wrong is
+`DATABASE_URL`), so one environment can configure every service of a machine. A field that is a mapping is every
+variable that begins with its name (`UPSTREAM_USERS` is `upstream["users"]`). Everything that is missing or wrong is
 reported at once, a line a variable.
 """
 
@@ -77,6 +78,9 @@ def load(cls: type[S], service: str, environ: Mapping[str, str] = os.environ) ->
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in msgspec.structs.fields(cls):
         name = field.name.upper()
+        if typing.get_origin(hints[field.name]) is Mapping:
+            values[field.name] = _mapping(name, service, environ, hints[field.name])
+            continue
         prefixed = f"{service.upper()}_{name}"
         variable = prefixed if environ.get(prefixed, "") else name
         raw = environ.get(variable, "")
@@ -90,11 +94,22 @@ def load(cls: type[S], service: str, environ: Mapping[str, str] = os.environ) ->
             # The value itself is not shown: it may be a secret.
             faults.append(f"{variable}: {str(error).removesuffix(' - at `$`')}")
     if faults:
-        raise SettingsError(faults)
+        raise SettingsError(sorted(faults))
     settings = msgspec.convert(values, cls)
     if faults := getattr(settings, "check", list)():
         raise SettingsError(faults)
     return settings
+
+
+def _mapping(name: str, service: str, environ: Mapping[str, str], hint: object) -> dict[str, object]:
+    """Its values are texts or comma lists of texts, so none of them can be wrong."""
+    _, value_hint = typing.get_args(hint)
+    return {
+        variable.removeprefix(prefix).lower(): _parse(raw, value_hint)
+        for prefix in (f"{name}_", f"{service.upper()}_{name}_")
+        for variable, raw in environ.items()
+        if variable.startswith(prefix) and raw
+    }
 
 
 def _parse(raw: str, hint: object) -> object:

@@ -1,0 +1,113 @@
+import base64
+import json
+import time
+from uuid import UUID
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from shared.auth import ALGORITHM, AUDIENCE, ISSUER, TYPE, Principal, Role, TokenVerifier, issue, parse_jwks
+from shared.errors import Unauthenticated
+from shared.ids import new_id
+from shared.testing import FixedClock
+
+KEY = Ed25519PrivateKey.generate()
+CLOCK = FixedClock()
+NOW = int(CLOCK.now().timestamp())
+
+
+class Keys:
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def public_key(self, key_id: str) -> Ed25519PublicKey | None:
+        self.asked += 1
+        return KEY.public_key() if key_id == "k1" else None
+
+
+def principal(expires_in: int = 600) -> Principal:
+    return Principal(new_id(), new_id(), Role.USER, NOW + expires_in)
+
+
+def forged(claims: dict[str, object] | None = None, header: dict[str, object] | None = None) -> str:
+    good: dict[str, object] = {
+        "iss": ISSUER, "aud": AUDIENCE, "sub": str(new_id()), "sid": str(new_id()), "role": "user",
+        "iat": NOW, "exp": NOW + 600,
+    }  # fmt: skip
+    return jwt.encode({**good, **(claims or {})}, KEY, ALGORITHM, headers={"kid": "k1", "typ": TYPE, **(header or {})})
+
+
+async def test_a_token_of_ours_tells_who_calls() -> None:
+    who = principal()
+    assert await TokenVerifier(Keys(), CLOCK).verify(issue(who, "k1", KEY, NOW)) == who
+
+
+async def test_a_verified_token_is_not_verified_again_but_still_expires() -> None:
+    keys, clock = Keys(), FixedClock()
+    verifier, token = TokenVerifier(keys, clock), issue(principal(60), "k1", KEY, NOW)
+    await verifier.verify(token)
+    await verifier.verify(token)
+    assert keys.asked == 1
+    clock.move(61)
+    with pytest.raises(Unauthenticated, match="expired"):
+        await verifier.verify(token)
+
+
+def hs256_with_the_public_key() -> str:
+    # PyJWT refuses to make one, so by hand.
+    def part(content: dict[str, object]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+    import hashlib
+    import hmac
+
+    head = f"{part({'alg': 'HS256', 'typ': TYPE, 'kid': 'k1'})}.{part({'sub': str(new_id()), 'exp': NOW + 600})}"
+    mac = hmac.new(KEY.public_key().public_bytes_raw(), head.encode(), hashlib.sha256).digest()
+    return f"{head}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "x",
+        "a.b.c",
+        "x" * 5000,
+        forged({"exp": NOW - 1}),
+        forged({"aud": "else"}),
+        forged({"iss": "else"}),
+        forged({"sub": "no-uuid"}),
+        forged({"role": "root"}),
+        forged(header={"kid": "k2"}),
+        forged(header={"typ": "JWT"}),
+        forged()[:-4] + "AAAA",
+        jwt.encode({"sub": str(new_id())}, "", "none", headers={"kid": "k1", "typ": TYPE}),
+        hs256_with_the_public_key(),
+        jwt.encode({"sub": "x"}, Ed25519PrivateKey.generate(), ALGORITHM, headers={"kid": "k1", "typ": TYPE}),
+    ],
+)
+async def test_other_tokens_are_refused(token: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await TokenVerifier(Keys(), CLOCK).verify(token)
+
+
+async def test_key_hints_in_the_token_are_ignored() -> None:
+    own = Ed25519PrivateKey.generate()
+    x = base64.urlsafe_b64encode(own.public_key().public_bytes_raw()).decode().rstrip("=")
+    token = jwt.encode(
+        {"iss": ISSUER, "aud": AUDIENCE, "sub": str(UUID(int=1)), "sid": str(UUID(int=2)), "role": "admin",
+         "iat": int(time.time()), "exp": NOW + 600},
+        own,
+        ALGORITHM,
+        headers={"kid": "k1", "typ": TYPE, "jwk": {"kty": "OKP", "crv": "Ed25519", "x": x}, "jku": "http://127.0.0.1/"},
+    )  # fmt: skip
+    with pytest.raises(Unauthenticated):
+        await TokenVerifier(Keys(), CLOCK).verify(token)
+
+
+def test_only_ed25519_keys_are_taken_from_a_key_set() -> None:
+    x = base64.urlsafe_b64encode(KEY.public_key().public_bytes_raw()).decode().rstrip("=")
+    good = {"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": x}
+    others = [{"kty": "oct", "kid": "b", "k": "AAAA"}, {"kty": "OKP", "crv": "X25519", "kid": "c", "x": x}]
+    assert list(parse_jwks(json.dumps({"keys": [good, *others]}).encode())) == ["a"]

@@ -1,0 +1,92 @@
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import ClassVar
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import consistency
+from shared.events import Envelope, Event, InvalidEnvelope, in_order_of_key, json_schema
+from shared.ids import new_id
+from shared.testing import FixedClock
+
+
+class Renamed(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "thing.renamed.v1"
+    TOPIC: ClassVar = "things.events"
+    KEY: ClassVar = "thing_id"
+
+    thing_id: UUID
+    name: str
+
+
+def as_record(envelope: Envelope) -> SimpleNamespace:
+    key, value, headers = envelope.to_record()
+    return SimpleNamespace(topic=envelope.topic, key=key, value=value, headers=headers)
+
+
+def test_an_event_comes_through_kafka_as_it_was() -> None:
+    event = Renamed(thing_id=new_id(), name="ü")
+    with consistency.tracked("abc-10"):
+        sent = Envelope.wrap(event, "things", FixedClock(datetime(2030, 1, 2, tzinfo=UTC)))
+    received = Envelope.from_record(as_record(sent))
+    assert received == sent
+    assert received.decode(Renamed) == event
+    assert received.key == str(event.thing_id)
+    assert received.headers["consistencytoken"] == "abc-10"
+
+
+def test_headers_are_those_of_cloudevents() -> None:
+    _, _, headers = Envelope.wrap(Renamed(thing_id=new_id(), name="a"), "things").to_record()
+    found = {name: value.decode() for name, value in headers}
+    assert found["ce_specversion"] == "1.0"
+    assert found["ce_type"] == "thing.renamed.v1"
+    assert found["ce_source"] == "things"
+    assert found["content-type"] == "application/json"
+    assert UUID(found["ce_id"]).version == 7
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ce_id", "ce_type", "ce_specversion", "ce_time", "x"]), st.binary(max_size=20)))
+)
+def test_foreign_records_are_refused_by_one_error(headers: list[tuple[str, bytes]]) -> None:
+    with pytest.raises(InvalidEnvelope):
+        Envelope.from_record(SimpleNamespace(topic="t", key=None, value=b"", headers=headers))
+
+
+def test_a_view_takes_what_it_needs_and_ignores_the_rest() -> None:
+    class NameOnly(Event, frozen=True, kw_only=True):
+        TYPE: ClassVar = "thing.renamed.v1"
+        TOPIC: ClassVar = "things.events"
+        KEY: ClassVar = "name"
+        name: str
+
+    envelope = Envelope.wrap(Renamed(thing_id=new_id(), name="a"), "things")
+    assert envelope.decode(NameOnly).name == "a"
+
+
+def test_a_view_that_does_not_fit_is_a_decode_error() -> None:
+    class Other(Event, frozen=True, kw_only=True):
+        TYPE: ClassVar = "thing.renamed.v1"
+        TOPIC: ClassVar = "things.events"
+        KEY: ClassVar = "size"
+        size: int
+
+    with pytest.raises(msgspec.DecodeError):
+        Envelope.wrap(Renamed(thing_id=new_id(), name="a"), "things").decode(Other)
+
+
+def test_lanes_keep_the_order_of_each_key() -> None:
+    one, two = new_id(), new_id()
+    envelopes = [Envelope.wrap(Renamed(thing_id=i, name=n), "things") for i, n in ((one, "a"), (two, "b"), (one, "c"))]
+    assert list(in_order_of_key(envelopes).values()) == [[0, 2], [1]]
+
+
+def test_the_schema_names_type_topic_and_fields() -> None:
+    schema = json_schema(Renamed)
+    assert schema["$id"] == "urn:tenfold:event:thing.renamed.v1"
+    assert schema["x-topic"] == "things.events"
+    assert sorted(schema["required"]) == ["name", "thing_id"]
