@@ -4,6 +4,7 @@ Keys are ours, never a user's. Nothing holds a whole object in memory. Every cal
 """
 
 import asyncio
+import glob
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,13 +74,23 @@ class Objects:
             await obstore.rename_async(self._store, source, target)
 
     async def delete(self, *keys: str) -> None:
-        """Gone afterwards, whether it was there or not."""
+        """Gone afterwards, whether it was there or not, with what a killed process left of a half-written one.
+
+        On S3 that is an incomplete multipart upload: the bucket's lifecycle rule aborts it.
+        """
         async with _bounded():
             for key in keys:
                 try:
                     await obstore.delete_async(self._store, key)
                 except FileNotFoundError:
-                    continue
+                    pass
+                if isinstance(self._store, LocalStore):
+                    await asyncio.to_thread(_delete_half_written, Path(str(self._store.prefix), key))
+
+
+def _delete_half_written(path: Path) -> None:
+    for half in path.parent.glob(f"{glob.escape(path.name)}#*"):
+        half.unlink(missing_ok=True)
 
 
 @asynccontextmanager

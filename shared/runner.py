@@ -217,10 +217,10 @@ async def _serve(name: str, parts: Sequence[Part[Any]]) -> int:
                 applications.append((await part.service.api(process, part.settings), part.settings))
             elif part.service.worker is not None:
                 await part.service.worker(process, part.settings)
-        await stack.enter_async_context(_listening(admin_application(process.health), common, common.admin_port, False))
+        await stack.enter_async_context(listening(admin_application(process.health), common, common.admin_port, False))
         process.deliver()
         for application, own in applications:
-            await stack.enter_async_context(_listening(application, own, own.port, own.reuse_port))
+            await stack.enter_async_context(listening(application, own, own.port, own.reuse_port))
         process.health.started()
         log.info("started", parts=[f"{part.service.name}-{part.role}" for part in parts])
         waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(process.failed())]
@@ -237,7 +237,7 @@ async def _serve(name: str, parts: Sequence[Part[Any]]) -> int:
 
 
 @asynccontextmanager
-async def _listening(
+async def listening(
     application: web.Application, own: ProcessSettings, port: int, reuse_port: bool
 ) -> AsyncIterator[None]:
     """Serve while open; then stop accepting and give requests in flight `SHUTDOWN_SECONDS` to finish."""
