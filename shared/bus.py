@@ -165,8 +165,8 @@ class KafkaBus:
         try:
             yield
         finally:
-            source.stop()
-            await asyncio.wait([task], timeout=self._settings.shutdown_seconds)
+            if source.stop():
+                await asyncio.wait([task], timeout=self._settings.shutdown_seconds)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -226,10 +226,12 @@ class _KafkaSource:
         self._concurrency = concurrency
         self._stopping = asyncio.Event()
         self._joined = False
+        self._busy = False
 
-    def stop(self) -> None:
-        """What is in hand is finished and committed; nothing more is fetched."""
+    def stop(self) -> bool:
+        """Fetch nothing more. True when events are in hand, which are to be finished and committed first."""
         self._stopping.set()
+        return self._busy
 
     async def check(self) -> None:
         if not self._joined:
@@ -271,14 +273,17 @@ class _KafkaSource:
             stack.callback(setattr, self, "_joined", False)
             while not self._stopping.is_set():
                 batches = await kafka.getmany(timeout_ms=_POLL_MS, max_records=self._concurrency * 4)
-                self._joined = bool(kafka.assignment()) or kafka.subscription() is not None
+                self._joined = True
                 if not batches:
                     continue
-                records = [record for batch in batches.values() for record in batch]
-                await self._handle_all(records)
-                offsets = {partition: batch[-1].offset + 1 for partition, batch in batches.items()}
-                with suppress(IllegalStateError):  # taken away meanwhile: who has it now sees them again, and the inbox
-                    await kafka.commit(offsets)
+                self._busy = True
+                try:
+                    await self._handle_all([record for batch in batches.values() for record in batch])
+                    offsets = {partition: batch[-1].offset + 1 for partition, batch in batches.items()}
+                    with suppress(IllegalStateError):  # taken away: who has the partition now meets the inbox
+                        await kafka.commit(offsets)
+                finally:
+                    self._busy = False
 
     async def _handle_all(self, records: list[Any]) -> None:
         lanes: dict[tuple[str, bytes | None], list[Any]] = {}

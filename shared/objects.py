@@ -4,9 +4,9 @@ Keys are ours, never a user's. Nothing holds a whole object in memory. Every cal
 """
 
 import asyncio
-import glob
+import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -80,17 +80,17 @@ class Objects:
         """
         async with _bounded():
             for key in keys:
-                try:
+                with suppress(FileNotFoundError):
                     await obstore.delete_async(self._store, key)
-                except FileNotFoundError:
-                    pass
                 if isinstance(self._store, LocalStore):
                     await asyncio.to_thread(_delete_half_written, Path(str(self._store.prefix), key))
 
 
 def _delete_half_written(path: Path) -> None:
-    for half in path.parent.glob(f"{glob.escape(path.name)}#*"):
-        half.unlink(missing_ok=True)
+    """The store writes `key#1` and renames it, or `key#2` where that exists, and so on."""
+    with suppress(FileNotFoundError):
+        for number in itertools.count(1):
+            path.with_name(f"{path.name}#{number}").unlink()
 
 
 @asynccontextmanager

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, contextmanager
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -34,6 +33,9 @@ async def opened(service: str, endpoint: str | None, sample_ratio: float) -> Asy
         shutdown_on_exit=False,
     )
     if endpoint:
+        # Imported here for it takes a sixth of a second, which most processes in development need not spend.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=2)
         provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=4096))
     global _tracer
