@@ -12,19 +12,18 @@ from tests.e2e.conftest import Person, Platform, photo
 pytestmark = pytest.mark.timeout(180)
 
 
+@pytest.mark.parametrize("platform", [4], ids=["stage 4"], indirect=True)
 async def test_a_worker_killed_in_mid_work_finishes_each_photo_once(platform: Platform, ann: Person) -> None:
-    if platform.stack.topology.one_process:
-        pytest.skip("in stage 1 the worker is part of the one process")
     data = [photo(3000, 2000, seed=n) for n in range(4)]
     worker = platform.stack.child("media-worker-0")
     uploaded = await asyncio.gather(*(ann.upload(d) for d in data))
     ids = [answer.body["id"] for answer in uploaded]
 
     async def some_are_done() -> bool:
-        return any((await ann.media(i))["status"] == "ready" for i in ids)
+        return any([(await ann.media(i))["status"] == "ready" for i in ids])
 
     await eventually(some_are_done, within=60, every=0.01)
-    worker.kill(signal.SIGKILL)
+    await worker.kill(signal.SIGKILL)
     for media_id in ids:
         await ann.until(media_id, "ready")
 

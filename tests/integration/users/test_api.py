@@ -199,7 +199,7 @@ async def test_a_profile_shows_no_private_field_and_every_change_at_once(api: Ap
     access = (await log_in(api)).body["access_token"]
     path = f"/api/v1/users/{made['id']}"
     for n in range(5):
-        changed = await api.call("PATCH", "/api/v1/users/me", {"bio": f"bio {n}"}, token=access)
+        await api.call("PATCH", "/api/v1/users/me", {"bio": f"bio {n}"}, token=access)
         profile = await api.get(path)
         assert profile.body.keys() == {"id", "display_name", "bio", "created_at"}
         assert profile.body["bio"] == f"bio {n}"

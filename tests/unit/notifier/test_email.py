@@ -1,0 +1,169 @@
+"""Composing messages, reading SMTP_URL, and what each way to fail means."""
+
+import email
+import email.policy
+
+import aiosmtplib
+import pytest
+
+from services.notifier.channels.email import Composer, NotSendable, SmtpUrl, Stage, judge
+from services.notifier.models import Content, EmailState, Outcome, RetryPolicy, greeting_name, is_sendable
+from services.notifier.settings import Settings
+from shared.testing import FixedClock
+
+CONTENT = Content("Grüße\nBcc: eve@example.com", "Hello ü\n.\nbye", "<p>Hello ü</p>")
+
+
+@pytest.fixture
+def composer() -> Composer:
+    return Composer("Tenfold <no-reply@tenfold.example>", FixedClock())
+
+
+def test_a_message_has_the_headers_it_needs(composer: Composer) -> None:
+    message = composer.compose(CONTENT, "Ada Löve, Countess", "ada@example.com", "<1@tenfold.example>")
+    raw = bytes(message)
+    assert raw.isascii()
+    read = email.message_from_bytes(raw, policy=email.policy.default)
+    assert read["From"] == "Tenfold <no-reply@tenfold.example>"
+    assert read["To"] == '"Ada Löve, Countess" <ada@example.com>'
+    assert read["Subject"] == "Grüße Bcc: eve@example.com"
+    assert read["Bcc"] is None
+    assert read["Message-ID"] == "<1@tenfold.example>"
+    assert read["Auto-Submitted"] == "auto-generated"
+    assert read["Date"] == "Tue, 01 Jan 2030 00:00:00 +0000"
+    assert [part.get_content_type() for part in read.iter_parts()] == ["text/plain", "text/html"]
+    text = read.get_body(("plain",))
+    assert text is not None
+    assert text.get_content().splitlines() == ["Hello ü", ".", "bye"]
+
+
+@pytest.mark.parametrize("name", ["Eve\r\nBcc: a@example.com", "Eve\nBcc: a@example.com", "Eve\x00\x1b"])
+def test_a_name_cannot_add_a_header(composer: Composer, name: str) -> None:
+    message = composer.compose(CONTENT, name, "ada@example.com", "<1@tenfold.example>")
+    assert set(email.message_from_bytes(bytes(message)).keys()) == {
+        "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "ada", "@example.com", "a@b\r\nRCPT TO:<c@d>", "a>@b.c", "a b@c.d", '"a"@b.c', "a@b@c", "a@b,c@d", "a@[::1]"],
+)
+def test_addresses_that_could_break_a_command_are_refused(composer: Composer, address: str) -> None:
+    assert not is_sendable(address)
+    with pytest.raises(NotSendable):
+        composer.compose(CONTENT, "", address, "<1@tenfold.example>")
+
+
+def test_international_addresses(composer: Composer) -> None:
+    message = composer.compose(CONTENT, "", "jörg@grün.example", "<1@tenfold.example>")
+    assert message["To"].addresses[0].addr_spec == "jörg@xn--grn-ioa.example"
+    with pytest.raises(NotSendable):
+        composer.compose(CONTENT, "", f"a@{'ü' * 70}.example", "<1@tenfold.example>")
+
+
+@pytest.mark.parametrize(
+    ("name", "greeting"),
+    [
+        ("Ada", "Ada"),
+        (" Ada  Lovelace ", "Ada Lovelace"),
+        ("Dr. Ada", "Dr. Ada"),
+        ("see evil.example", ""),
+        ("https://x", ""),
+        ("a@b", ""),
+    ],
+)
+def test_a_name_that_could_become_a_link_is_not_used(name: str, greeting: str) -> None:
+    assert greeting_name(name) == greeting
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("smtp://mail", SmtpUrl("mail", 25, None, None, use_tls=False, start_tls=None)),
+        ("smtp://mail:1025?starttls=never", SmtpUrl("mail", 1025, None, None, use_tls=False, start_tls=False)),
+        ("smtp://a%40b:p%2Fw@mail?starttls=always", SmtpUrl("mail", 587, "a@b", "p/w", use_tls=False, start_tls=True)),
+        ("smtps://u:p@mail", SmtpUrl("mail", 465, "u", "p", use_tls=True, start_tls=False)),
+    ],
+)
+def test_smtp_url(url: str, expected: SmtpUrl) -> None:
+    assert SmtpUrl.parse(url) == expected
+
+
+@pytest.mark.parametrize("url", ["", "mail:25", "http://mail", "smtp://", "smtp://u:secret/x@mail", "smtp://m?tls=1"])
+def test_a_wrong_smtp_url_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^(must|takes|its port)") as caught:
+        SmtpUrl.parse(url)
+    assert "secret" not in str(caught.value)
+
+
+RESPONSE = aiosmtplib.SMTPResponseException
+LOST = aiosmtplib.SMTPServerDisconnected("lost")
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "outcome"),
+    [
+        (ConnectionRefusedError(), "opening", Outcome.POSTPONED),
+        (TimeoutError(), "opening", Outcome.POSTPONED),
+        (aiosmtplib.SMTPAuthenticationError(535, "no"), "opening", Outcome.POSTPONED),  # ours to put right
+        (aiosmtplib.SMTPSenderRefused(550, "no", "x"), "opening", Outcome.POSTPONED),
+        (aiosmtplib.SMTPRecipientRefused(450, "later", "x"), "addressed", Outcome.POSTPONED),
+        (aiosmtplib.SMTPRecipientRefused(550, "no such user", "x"), "addressed", Outcome.REFUSED),
+        (LOST, "addressed", Outcome.POSTPONED),
+        (aiosmtplib.SMTPDataError(451, "later"), "data", Outcome.POSTPONED),
+        (aiosmtplib.SMTPDataError(421, "closing"), "data", Outcome.POSTPONED),
+        (aiosmtplib.SMTPDataError(554, "spam"), "data", Outcome.REFUSED),
+        (LOST, "data", Outcome.AMBIGUOUS),
+        (aiosmtplib.SMTPReadTimeoutError("slow"), "data", Outcome.AMBIGUOUS),
+        (ConnectionResetError(), "data", Outcome.AMBIGUOUS),
+        (RESPONSE(-1, "garbage"), "data", Outcome.AMBIGUOUS),
+    ],
+)
+def test_judge(error: Exception, stage: Stage, outcome: Outcome) -> None:
+    assert judge(error, stage).outcome is outcome
+
+
+def test_reasons_tell_the_reply() -> None:
+    assert judge(aiosmtplib.SMTPDataError(451, "try\nlater"), "data").reason == "451 try later"
+
+
+def _policy(*, retry_ambiguous: bool = False) -> RetryPolicy:
+    return RetryPolicy(max_attempts=4, first_delay=5, longest_delay=30, retry_ambiguous=retry_ambiguous)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attempts", "expected"),
+    [
+        (Outcome.SENT, 1, (EmailState.SENT, 0)),
+        (Outcome.REFUSED, 1, (EmailState.FAILED, 0)),
+        (Outcome.POSTPONED, 1, (EmailState.QUEUED, 5)),
+        (Outcome.POSTPONED, 2, (EmailState.QUEUED, 15)),
+        (Outcome.POSTPONED, 3, (EmailState.QUEUED, 30)),
+        (Outcome.POSTPONED, 4, (EmailState.FAILED, 0)),
+        (Outcome.AMBIGUOUS, 1, (EmailState.AMBIGUOUS, 0)),
+    ],
+)
+def test_what_follows_an_attempt(outcome: Outcome, attempts: int, expected: tuple[EmailState, float]) -> None:
+    assert _policy().decide(outcome, attempts) == expected
+
+
+def test_ambiguous_is_tried_again_only_where_that_is_wanted() -> None:
+    assert _policy(retry_ambiguous=True).decide(Outcome.AMBIGUOUS, 1) == (EmailState.QUEUED, 5)
+    assert _policy(retry_ambiguous=True).decide(Outcome.AMBIGUOUS, 4) == (EmailState.AMBIGUOUS, 0)
+
+
+def test_the_delays_last_for_a_day() -> None:
+    settings = Settings(database_url="", jwks_url="", smtp_url="smtp://mail")
+    policy = RetryPolicy(
+        settings.email_max_attempts, settings.email_first_retry_seconds, settings.email_longest_retry_seconds, False
+    )
+    delays = [policy.decide(Outcome.POSTPONED, n)[1] for n in range(1, settings.email_max_attempts)]
+    assert 20 * 3600 < sum(delays) < 28 * 3600
+
+
+def test_settings_name_what_is_wrong() -> None:
+    settings = Settings(
+        database_url="", bus="inline", jwks_url="", smtp_url="mail", mail_from="nobody", email_lease_seconds=1
+    )
+    assert [fault.partition(":")[0] for fault in settings.check()] == ["SMTP_URL", "MAIL_FROM", "EMAIL_LEASE_SECONDS"]
