@@ -35,6 +35,8 @@ _REASON_LENGTH = 1000
 class InlineBus:
     """Delivers in this process. `open_for_delivery` is called once every consumer is registered."""
 
+    batch = 8  # a handler may take seconds
+
     def __init__(self) -> None:
         self._consumers: list[Consumer] = []
         self._open = asyncio.Event()
@@ -87,6 +89,8 @@ class InlineBus:
 
 class KafkaBus:
     """Producer and consumers on a Kafka-protocol broker. Open it with `KafkaBus.opened`."""
+
+    batch = 500
 
     def __init__(self, settings: DataSettings, health: Health) -> None:
         self._settings = settings

@@ -118,6 +118,9 @@ class Envelope:
 class Bus(Protocol):
     """Where relayed events go: Kafka, or handlers of the same process (`BUS=inline`)."""
 
+    batch: int
+    """How many events of a shard it takes at a time; the relay's transaction is open meanwhile."""
+
     async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
         """Hand the envelopes on, in order for each key; the outcome of each, `None` where it is safe.
 

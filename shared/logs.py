@@ -44,7 +44,7 @@ class _Bridge(logging.Handler):
     """Hands what libraries log through the standard library to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger(logger=record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        structlog.get_logger(library=record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
 
 
 def _add_trace(_logger: Any, _method: str, event: Any) -> Any:

@@ -26,7 +26,6 @@ from shared.logs import get_logger
 log = get_logger()
 
 SHARDS = 16
-_BATCH = 500
 _PARALLEL_SHARDS = 4
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
@@ -137,7 +136,7 @@ class Relay:
         async with self._db.transaction() as tx:
             if not await tx.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock(self._service, shard)):
                 return False  # another relay has it
-            rows = await _oldest(tx, shard, list(self._waiting_keys))
+            rows = await _oldest(tx, shard, list(self._waiting_keys), self._bus.batch)
             if not rows:
                 return False
             outcomes = await self._bus.publish([_envelope(row) for row in rows])
@@ -156,11 +155,12 @@ def shard_of(key: str) -> int:
     return zlib.crc32(key.encode()) % SHARDS
 
 
-async def _oldest(connection: Connection, shard: int, except_keys: list[str]) -> list[Record]:
+async def _oldest(connection: Connection, shard: int, except_keys: list[str], limit: int) -> list[Record]:
     return await connection.fetch(
-        f"SELECT {_COLUMNS} FROM outbox WHERE shard = $1 AND key <> ALL ($2) ORDER BY id LIMIT {_BATCH}",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM outbox WHERE shard = $1 AND key <> ALL ($2) ORDER BY id LIMIT $3",  # noqa: S608
         shard,
         except_keys,
+        limit,
     )
 
 

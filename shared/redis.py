@@ -94,12 +94,16 @@ class Redis:
         try:
             for command, _ in batch:
                 command(pipeline)
+            if len(pipeline) != len(batch):
+                raise TypeError("each call adds exactly one command")
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
             self._open_seconds = _SHORTEST_OPEN_SECONDS
         except (RedisError, OSError, TimeoutError) as error:
             FAILURES.inc(len(batch))
             self._open(repr(error))
             answers = [RedisAway(repr(error))] * len(batch)
+        except Exception as error:  # noqa: BLE001 - a mistake of one caller must not leave the others waiting
+            answers = [error] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue

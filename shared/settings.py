@@ -61,7 +61,8 @@ class DataSettings(ProcessSettings, frozen=True, kw_only=True):
     kafka_bootstrap: tuple[str, ...] = ()
     kafka_idempotence: bool = True
     kafka_session_timeout_seconds: Annotated[float, msgspec.Meta(ge=1)] = 45.0
-    kafka_instance_id: str | None = None
+    # The client hangs without a word when the broker refuses other characters.
+    kafka_instance_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None = None
     kafka_partitions: Count = 6
     kafka_replication: Count = 1
 

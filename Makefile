@@ -1,0 +1,121 @@
+# Every target makes what it needs: a fresh clone with Python >= 3.11 and make is enough. `make` alone lists the targets.
+# Variables: PYTHON=/path/to/python3   the interpreter of .venv (default: the first >= 3.11 that is found)
+#            PY=3.13                   run a target on another interpreter, in its own .venv-3.13
+#            ARGS='-k upload -x'       passed on to pytest or devstack
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PY ?=
+PYTHON ?= $(PY)
+VENV := .venv$(if $(PY),-$(PY))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STAGE ?= 4
+ARGS ?=
+IMAGE ?= tenfold
+SERVICES := gateway users media notifier
+COMPOSE := docker compose
+LOCK := $(VENV)/.uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+##@ Run
+.PHONY: dev
+dev: $(READY) ## Run the platform here, without Docker (STAGE=1..4)
+	@exec $(BIN)/python -m devstack --stage $(STAGE) $(ARGS)
+
+.PHONY: up
+up: .env ## Build the images and run the platform in Docker Compose
+	@$(COMPOSE) up --build --detach --wait
+	@echo "http://$$($(COMPOSE) port balancer 8080)  the platform"
+	@echo "http://$$($(COMPOSE) port mailpit 8025)  the mail it sent"
+	@echo "make down stops it and keeps the data; make down VOLUMES=1 removes the data too"
+
+.PHONY: down
+down: .env ## Stop what `make up` started (VOLUMES=1 removes its data too)
+	@$(COMPOSE) down --remove-orphans $(if $(VOLUMES),--volumes)
+
+.PHONY: images
+images: ## Build one container image a service (IMAGE=tenfold TAG=dev)
+	@for service in $(SERVICES); do docker build --build-arg SERVICE=$$service --tag $(IMAGE)/$$service:$${TAG:-dev} .; done
+
+##@ Test
+.PHONY: test
+test: $(READY) ## Run every test on real parts (no Docker needed)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-unit
+test-unit: $(READY) ## Run the tests that do no I/O
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+.PHONY: test-contract
+test-contract: $(READY) ## Run the tests of event schemas, API documents and the Helm chart
+	@$(BIN)/python -m pytest tests/contract $(ARGS)
+
+.PHONY: test-integration
+test-integration: $(READY) ## Run repositories and the event path on real parts (BACKING=containers: testcontainers)
+	@$(BIN)/python -m pytest tests/integration $(ARGS)
+
+.PHONY: test-e2e
+test-e2e: $(READY) ## Run the whole flow through the gateway
+	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+##@ Check
+.PHONY: check
+check: lint types test-fast lint-infra ## Run all gates: lint, types, fast tests, infrastructure files
+
+.PHONY: lint
+lint: $(READY) ## Check style, formatting and the import contracts
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run make format" >&2; $(BIN)/ruff format --diff --quiet .; exit 1; }
+	@$(BIN)/lint-imports --no-cache | tail -n 2
+
+.PHONY: types
+types: $(READY) ## Check types (mypy --strict)
+	@$(BIN)/mypy
+
+.PHONY: test-fast
+test-fast: $(READY) # unit and contract tests in one run
+	@$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
+
+.PHONY: lint-infra
+lint-infra: ## Check shell scripts, workflows, Compose, HAProxy and the chart with the tools that are there
+	@scripts/lint-infra.sh
+
+.PHONY: format
+format: $(READY) ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
+	@$(BIN)/ruff format --quiet .
+
+##@ Maintain
+.PHONY: lock
+lock: $(READY) ## Lock the dependencies with hashes (UPGRADE=1 takes newer ones)
+	@$(LOCK) pyproject.toml -o requirements.lock
+	@$(LOCK) pyproject.toml --group dev -o requirements-dev.lock
+	@echo uv | $(LOCK) --no-annotate - -o requirements-uv.lock
+
+.PHONY: tools
+tools: ## Build the pinned helm and actionlint from source (needs Go; cached outside the repository)
+	@scripts/tools.sh
+
+.PHONY: clean
+clean: ## Remove environments, caches and the data of `make dev`
+	@rm -rf .venv .venv-* .devstack .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# The stamp is written last, so an installation that failed or was interrupted is resumed by the next make.
+$(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
+	@scripts/venv.sh $(VENV) $(PYTHON)
+	@touch $@
+
+# Random secrets for this machine's Compose project; never committed.
+.env: scripts/compose-env.sh
+	@scripts/compose-env.sh $@
