@@ -222,7 +222,7 @@ async def test_stops_within_ten_seconds_and_leaves_no_process(
     program.send_signal(number)
     assert await asyncio.to_thread(program.wait, 10) == 0
 
-    assert not [process for process in processes if process.is_running()]
+    await eventually(lambda: not any(alive(process.pid) for process in processes), "the end of all of them", 1)
     assert not (root / "urls.json").exists()
     assert (tmp_path / "log").read_text().rstrip().endswith("stopped")
 
