@@ -42,3 +42,17 @@ def size(data: bytes) -> tuple[int, int]:
 def metadata(data: bytes) -> set[str]:
     fields = pyvips.Image.new_from_buffer(data, "").get_fields()
     return {name for name in fields if name.startswith(("exif", "xmp", "iptc", "icc", "orientation"))}
+
+
+@cache
+def in_cmyk() -> bytes:
+    image = pyvips.Image.new_from_buffer(photo(300, 200), "").icc_transform("cmyk", input_profile="srgb")
+    data: bytes = image.jpegsave_buffer(Q=95)
+    return data
+
+
+def difference(one: bytes, other: bytes) -> float:
+    """The mean difference of the colours, 0 to 255, of images of one size."""
+    a, b = (pyvips.Image.new_from_buffer(data, "").extract_band(0, n=3) for data in (one, other))
+    mean: float = (a.cast("float") - b.cast("float")).abs().avg()
+    return mean

@@ -1,8 +1,6 @@
 """The child processes: what comes of good, hostile and unlucky images."""
 
 import asyncio
-import os
-import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from services.media.children import CannotProcess, Children
 from services.media.settings import Settings
+from shared.errors import Unavailable
 from shared.testing import eventually
 from tests.integration.media import images
 
@@ -50,6 +49,12 @@ async def test_variants_are_never_enlarged(tmp_path: Path) -> None:
         (v.width, v.height) for v in processed.variants
     ]
     assert not _running()
+
+
+async def test_colours_are_brought_to_srgb(tmp_path: Path) -> None:
+    async with Children.opened(_limits()) as children:
+        await children.process(_file(tmp_path, images.in_cmyk()), tmp_path, "image/jpeg")
+    assert images.difference((tmp_path / "large.webp").read_bytes(), images.photo(300, 200)) < 6
 
 
 @pytest.mark.parametrize(
@@ -113,16 +118,33 @@ async def test_an_image_that_kills_two_children_is_given_up(tmp_path: Path) -> N
 
         async def kill_next() -> bool:
             for child in _running():
-                if child.pid not in killed:
-                    killed.add(child.pid)
-                    os.kill(child.pid, signal.SIGKILL)
+                with suppress(psutil.Error):
+                    if any(file.path == str(source) for file in child.open_files()):  # at work on it
+                        child.kill()
+                        killed.add(child.pid)
             return len(killed) == 2
 
-        await eventually(kill_next)
+        await eventually(kill_next, every=0.01)
         with pytest.raises(CannotProcess) as caught:
             await processing
         assert caught.value.code == "out-of-memory"
         await children.process(_file(tmp_path, images.photo(300, 200)), tmp_path, "image/jpeg")
+
+
+async def test_waits_when_children_do_not_start(tmp_path: Path) -> None:
+    source = _file(tmp_path, images.photo(300, 200))
+    async with Children.opened(_limits(process_memory_bytes=30 * 2**20)) as children:
+        with pytest.raises(Unavailable):
+            await children.process(source, tmp_path, "image/jpeg")
+        assert not _running()
+
+
+async def test_a_child_does_not_know_the_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "secret")
+    async with Children.opened(_limits()) as children:
+        await children.process(_file(tmp_path, images.photo(300, 200)), tmp_path, "image/jpeg")
+        (child,) = _running()
+        assert "DATABASE_URL" not in child.environ()
 
 
 async def test_as_many_at_a_time_as_processes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
@@ -72,13 +73,14 @@ def _worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         "KAFKA_BOOTSTRAP": ",".join(settings.kafka_bootstrap),
         "KAFKA_IDEMPOTENCE": str(settings.kafka_idempotence).lower(),
         "KAFKA_SESSION_TIMEOUT_SECONDS": "6",
-        "KAFKA_INSTANCE_ID": f"media-worker-{settings.database_url.rpartition('@')[0][-20:-5]}".replace(":", "-"),
+        "KAFKA_INSTANCE_ID": urlsplit(settings.database_url).username or "",
         "OBJECT_STORE_URL": settings.object_store_url,
         "MEDIA_URL_SECRET": settings.url_secret,
         "JWKS_URL": settings.jwks_url,
         "ADMIN_PORT": "0",
         "DRAIN_SECONDS": "0",
         "PROCESSES": "1",
+        "TMPDIR": str(log.parent),
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -104,7 +106,7 @@ async def test_kill_9_in_the_middle(kafka_settings: Settings, keys: Keys, tmp_pa
                     busy[:] = psutil.Process(first.pid).children()
                 return bool(busy)
 
-            await eventually(processing, within=60, every=0.01)
+            await eventually(processing, within=20, every=0.01)
             os.kill(first.pid, signal.SIGKILL)
 
         async def childless() -> bool:

@@ -1,0 +1,102 @@
+"""What media are, and the rules that need nothing else."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+import msgspec
+
+
+class Status(StrEnum):
+    PROCESSING = "processing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Visibility(StrEnum):
+    PRIVATE = "private"
+    PUBLIC = "public"
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """A WebP made from an original, and its hash."""
+
+    name: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of an owner. `blob_id` names its bytes, which it may share with other media."""
+
+    id: UUID
+    owner_id: UUID
+    blob_id: UUID
+    title: str
+    visibility: Visibility
+    status: Status
+    failure: str | None
+    content_type: str
+    bytes: int
+    width: int | None
+    height: int | None
+    sha256: str
+    placeholder: str | None
+    variants: tuple[Variant, ...]
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+    def variant(self, name: str) -> Variant | None:
+        return next((v for v in self.variants if v.name == name), None)
+
+
+class Usage(msgspec.Struct, frozen=True):
+    bytes: int
+    items: int
+
+
+class Quota(msgspec.Struct, frozen=True):
+    bytes: int
+    items: int
+
+    def allows(self, usage: Usage) -> bool:
+        return usage.bytes <= self.bytes and usage.items <= self.items
+
+
+class Processed(msgspec.Struct, frozen=True):
+    """What processing an original gave; width and height are those of the image as it is shown."""
+
+    width: int
+    height: int
+    placeholder: str
+    variants: tuple[Variant, ...]
+
+
+# What the parts agree on: name -> longest side in pixels. They are never larger than the original.
+VARIANTS = {"small": 256, "medium": 640, "large": 1280}
+VARIANT_TYPE = "image/webp"
+
+
+def variant_path(media_id: UUID, name: str) -> str:
+    """Where the API serves a variant; what a signature covers."""
+    return f"/api/v1/media/{media_id}/variants/{name}"
+
+
+def original_path(media_id: UUID) -> str:
+    return f"/api/v1/media/{media_id}/original"
+
+
+def all_keys(blob_id: UUID) -> list[str]:
+    """Every object that a blob may have."""
+    return [original_key(blob_id), *(variant_key(blob_id, name) for name in VARIANTS)]
+
+
+def original_key(blob_id: UUID) -> str:
+    return f"originals/{blob_id}"
+
+
+def variant_key(blob_id: UUID, name: str) -> str:
+    return f"variants/{blob_id}/{name}.webp"

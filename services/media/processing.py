@@ -1,0 +1,143 @@
+"""The use cases of the worker: make variants of what was uploaded, delete what nobody uses.
+
+Everything may happen twice and be cut off anywhere: objects are overwritten by equal ones, the row and the events
+change in the transaction that notes the event as handled, and what the store may hold is known from `blobs`.
+"""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from services.media import models, repository
+from services.media.blobs import Sweeper
+from services.media.children import CannotProcess, Children
+from services.media.consumed import MediaDeleted, MediaUploaded
+from services.media.events import MediaFailed, MediaProcessed, VariantMade
+from services.media.models import Image, Processed
+from shared import metrics, tracing
+from shared.consumer import Delivery
+from shared.database import Database
+from shared.errors import Unavailable
+from shared.logs import get_logger
+from shared.objects import Objects
+from shared.outbox import Outbox
+
+log = get_logger()
+
+_PREFIX = "tenfold-media-"
+_ABANDONED_SECONDS = 3600.0
+
+DURATION = metrics.Histogram(
+    "tenfold_media_processing_seconds", "Time to process an image", ("outcome",), buckets=metrics.DURATION_BUCKETS
+)
+
+
+class Processing:
+    def __init__(
+        self, db: Database, outbox: Outbox, objects: Objects, children: Children, sweeper: Sweeper, processes: int
+    ) -> None:
+        self._db = db
+        self._outbox = outbox
+        self._objects = objects
+        self._children = children
+        self._sweeper = sweeper
+        # Originals on this machine at a time: those in processing and the next one, whatever the bus hands over.
+        self._scratch = asyncio.Semaphore(processes + 1)
+
+    async def process(self, delivery: Delivery[MediaUploaded]) -> None:
+        """Make the variants, or say why that cannot be. Leaves nothing behind when the media are gone meanwhile."""
+        await delivery.stop_if_handled()
+        event = delivery.event
+        result: Processed | CannotProcess | None = None
+        if await self._db.read(repository.get_media, event.media_id) is not None:
+            result = await self._result(event)
+        async with delivery.transaction() as tx:
+            image = await repository.get_media_for_update(tx, event.media_id)
+            if image is None:
+                # Deleted. An earlier attempt or this one may have stored variants after the blob was swept.
+                await repository.doom_blob(tx, event.blob_id)
+            elif isinstance(result, Processed):
+                await repository.mark_ready(tx, image.id, result)
+                await self._outbox.add(tx, _processed(image, result))
+            elif result is not None:
+                await repository.mark_failed(tx, image.id, result.reason)
+                await self._outbox.add(tx, _failed(image, result))
+            else:
+                raise Unavailable("a replica did not have the row yet")
+        if image is None:
+            await self._sweeper.discard(event.blob_id)
+
+    async def forget(self, _delivery: Delivery[MediaDeleted]) -> None:
+        """Delete the bytes, now that the deletion is committed."""
+        await self._sweeper.sweep()
+
+    async def _result(self, event: MediaUploaded) -> Processed | CannotProcess:
+        started = time.perf_counter()
+        outcome = "interrupted"
+        try:
+            with tracing.span("process image", content_type=event.content_type, bytes=event.bytes):
+                result = await self._of_twin(event) or await self._of_original(event)
+        except CannotProcess as error:
+            outcome = error.code
+            log.info("media_failed", media_id=str(event.media_id), code=error.code)
+            return error
+        else:
+            outcome = "ready"
+            return result
+        finally:
+            metrics.child(DURATION, outcome).observe(time.perf_counter() - started)
+
+    async def _of_twin(self, event: MediaUploaded) -> Processed | None:
+        """The result for identical bytes that were processed before."""
+        twin = await self._db.read(repository.get_twin_that_is_ready, event.blob_id)
+        if twin is None or twin.width is None or twin.height is None or twin.placeholder is None:
+            return None
+        return Processed(twin.width, twin.height, twin.placeholder, twin.variants)
+
+    async def _of_original(self, event: MediaUploaded) -> Processed:
+        async with self._scratch:
+            with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+                source, target = Path(folder, "original"), Path(folder)
+                await self._fetch(event, source)
+                processed = await self._children.process(source, target, event.content_type)
+                for variant in processed.variants:
+                    data = await asyncio.to_thread(Path(target, f"{variant.name}.webp").read_bytes)
+                    await self._objects.put(models.variant_key(event.blob_id, variant.name), data)
+        return processed
+
+    async def _fetch(self, event: MediaUploaded, target: Path) -> None:
+        key = models.original_key(event.blob_id)
+        with target.open("wb") as file:
+            try:
+                async for piece in self._objects.stream(key, 0, event.bytes):
+                    await asyncio.to_thread(file.write, piece)
+            except FileNotFoundError:
+                raise CannotProcess("lost", "the original is not there any more") from None
+
+
+def clear_scratch() -> None:
+    """Delete what workers that were killed left in the temporary directory."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(folder)
+
+
+def _processed(image: Image, processed: Processed) -> MediaProcessed:
+    return MediaProcessed(
+        media_id=image.id,
+        owner_id=image.owner_id,
+        title=image.title,
+        width=processed.width,
+        height=processed.height,
+        variants=tuple(
+            VariantMade(v.name, models.VARIANT_TYPE, v.width, v.height, v.bytes) for v in processed.variants
+        ),
+    )
+
+
+def _failed(image: Image, why: CannotProcess) -> MediaFailed:
+    return MediaFailed(media_id=image.id, owner_id=image.owner_id, title=image.title, code=why.code, reason=why.reason)
