@@ -69,6 +69,7 @@ class Node:
     http: aiohttp.ClientSession
     issuer: Issuer
     stop: Callable[[], Awaitable[None]]
+    replicated: Callable[[], Awaitable[None]]
 
     async def give(self, *events: Event) -> list[Envelope]:
         """Deliver the events as the bus would; returns the envelopes, to give them again."""
@@ -81,6 +82,7 @@ class Node:
 
     async def call(self, method: str, path: str, user_id: UUID, **kwargs: Any) -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {self.issuer.token(user_id)}"}
+        await self.replicated()  # reads may go to a replica, and what the worker wrote carries no token
         async with self.http.request(
             method, f"{self.base_url}/api/v1/notifications{path}", headers=headers, **kwargs
         ) as r:
@@ -194,7 +196,7 @@ async def make(
         await resources.enter_async_context(listening(application, own, port, reuse_port=False))
         bus = await process.bus(own)
         assert isinstance(bus, InlineBus)
-        return Node(own, bus, f"http://127.0.0.1:{port}", http, issuer, resources.aclose)
+        return Node(own, bus, f"http://127.0.0.1:{port}", http, issuer, resources.aclose, backing.replicated)
 
     async with stack:
         yield start

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from services.notifier import sse
 from services.notifier.repository import delete_old_stream_entries
 from shared.database import Database
+from shared.redis import Redis
 from shared.testing import eventually
 from tests.integration.notifier.conftest import Make, Node, Person
 
@@ -89,6 +91,30 @@ async def test_any_instance_serves_any_user(make: Make, person: Person, *, with_
         await here.give(person.processed())
         await stream.take(2)
         assert time.monotonic() - started < 5
+
+
+async def test_redis_away(make: Make, person: Person) -> None:
+    changes = {"redis_url": "redis://127.0.0.1:1/0", "stream_poll_alone_seconds": 0.1}
+    here, there = await make(**changes), await make(**changes)
+    async with there.stream(person.id) as stream:
+        await here.give(person.registered())
+        assert (await stream.take(1))[0]["data"]["category"] == "welcome"
+
+
+async def test_a_cut_subscription_is_taken_up_again(make: Make, person: Person, redis: Redis) -> None:
+    def subscriptions(pipeline: Any) -> None:
+        pipeline.pubsub_numsub("tenfold:notifier:wakes")
+
+    async def two_are_there() -> bool:
+        return bool((await redis.call(subscriptions))[0][1] == 2)
+
+    here, there = await make(stream_poll_seconds=60.0), await make(stream_poll_seconds=60.0)
+    async with there.stream(person.id) as stream:
+        await eventually(two_are_there)
+        await redis.call(lambda pipeline: pipeline.execute_command("CLIENT", "KILL", "TYPE", "pubsub"))
+        await eventually(two_are_there)
+        await here.give(person.registered())
+        assert (await asyncio.wait_for(stream.take(1), 15))[0]["data"]["category"] == "welcome"
 
 
 async def test_a_lost_wake_is_made_up_for(make: Make, person: Person, db: Database) -> None:

@@ -1,0 +1,90 @@
+"""The composition root of notifier: builds every object once; the only place that knows all."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from services.notifier import repository, wakes
+from services.notifier.channels.email import Composer, Smtp
+from services.notifier.consumers import consumers
+from services.notifier.handlers import Handlers
+from services.notifier.routes import routes
+from services.notifier.sender import Sender
+from services.notifier.service import Inbox, Notifier
+from services.notifier.settings import Settings
+from services.notifier.streams import Hub
+from services.notifier.texts import Texts
+from services.notifier.wakes import Wakes
+from shared import application, openapi
+from shared.auth import JwksClient, TokenVerifier
+from shared.clock import SystemClock
+from shared.consumer import Consumer
+from shared.database import Database
+from shared.errors import TenfoldError
+from shared.housekeeping import keep_tidy
+from shared.logs import get_logger
+from shared.runner import Process, Service
+
+log = get_logger()
+
+NAME = "notifier"
+_CLEAN_UP_SECONDS = 60.0
+_CLEAN_UP_BATCH = 10_000
+
+
+async def api(process: Process, settings: Settings) -> web.Application:
+    clock = SystemClock()
+    db = await process.enter(Database.opened(NAME, settings, process.health))
+    await process.background("notifier-housekeeping", partial(keep_tidy, db))
+    hub = process.one(Hub)
+    if settings.redis_url is not None:
+        await process.background("notifier-listen", partial(wakes.listen, settings.redis_url, hub))
+    await process.background("notifier-poll", partial(wakes.poll, db, hub, settings))
+    inbox = Inbox(db, hub, settings.stream_heartbeat_seconds)
+    table = routes(Handlers(inbox, clock, settings.stream_write_seconds))
+    app = application.build(
+        NAME,
+        table,
+        TokenVerifier(JwksClient(settings.jwks_url, process.http), clock),
+        settings,
+        documentation=lambda: openapi.document("Notifier", "1", table),
+    )
+
+    async def end_streams(_app: web.Application) -> None:
+        hub.close()  # else they would hold up the stop until they are cut
+
+    app.on_shutdown.append(end_streams)
+    return app
+
+
+async def worker(process: Process, settings: Settings) -> None:
+    db = await process.enter(Database.opened(NAME, settings, process.health))
+    bus = await process.bus(settings)
+    texts = Texts(settings.public_url)
+    composer = Composer(settings.mail_from, SystemClock())
+    smtp = Smtp(settings.smtp_url, settings.smtp_command_seconds, settings.smtp_data_seconds)
+    sender = Sender(db, smtp, composer, texts, settings)
+    await process.enter(sender.running())
+    announcements = await process.enter(Wakes.opened(process.one(Hub), await process.redis(settings.redis_url)))
+    notifier = Notifier(texts, announcements, sender.wake, composer.domain)
+    await process.background("notifier-clean-up", partial(_clean_up, db, settings.stream_kept_seconds))
+    consumer = Consumer(NAME, consumers(notifier), db, bus)
+    await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
+
+
+async def _clean_up(db: Database, kept_seconds: float) -> None:
+    """Delete stream entries that are older than that, a batch at a time, for ever."""
+    while True:
+        deleted = 0
+        try:
+            async with db.transaction() as tx:
+                deleted = await repository.delete_old_stream_entries(tx, kept_seconds, _CLEAN_UP_BATCH)
+        except TenfoldError as error:
+            log.warning("stream_entries_not_deleted", error=str(error))
+        if deleted < _CLEAN_UP_BATCH:
+            await asyncio.sleep(_CLEAN_UP_SECONDS)
+
+
+SERVICE = Service(NAME, Settings, api, worker=worker, migrations=Path(__file__).parent / "migrations")

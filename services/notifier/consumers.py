@@ -1,0 +1,16 @@
+"""The topic table."""
+
+from typing import Any
+
+from services.notifier.consumed import MediaFailed, MediaProcessed, UserRegistered, UserUpdated
+from services.notifier.service import Notifier
+from shared.consumer import On
+
+
+def consumers(notifier: Notifier) -> list[On[Any]]:
+    return [
+        On(UserRegistered, notifier.welcome),
+        On(UserUpdated, notifier.keep_recipient),
+        On(MediaProcessed, notifier.tell_media_ready),
+        On(MediaFailed, notifier.tell_media_failed),
+    ]

@@ -1,0 +1,223 @@
+"""All the SQL of notifier, a function a question."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from services.notifier.models import Email, EmailState, Notification, Recipient, StreamEntry
+from shared.database import Connection, Record
+
+_RECIPIENT = "user_id, email, display_name, locale, stream_position"
+_NOTIFICATION = "id, user_id, category, title, body, data, read_at, created_at"
+
+
+async def upsert_recipient(
+    connection: Connection, user_id: UUID, email: str, display_name: str, locale: str, version: int
+) -> None:
+    """Keep what an account of that version says, unless what is known is as new."""
+    await connection.execute(
+        "INSERT INTO recipients (user_id, email, display_name, locale, source_version) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (user_id) DO UPDATE SET email = excluded.email, display_name = excluded.display_name,"
+        " locale = excluded.locale, source_version = excluded.source_version, updated_at = now()"
+        " WHERE recipients.source_version < excluded.source_version",
+        user_id,
+        email,
+        display_name,
+        locale,
+        version,
+    )
+
+
+async def advance_stream(connection: Connection, user_id: UUID, by: int) -> Recipient:
+    """The recipient, whose last `by` positions are now the caller's. Its row stays locked until the transaction ends,
+    so that positions become visible in order; it is made, without address, where the user is not known yet."""
+    row = await connection.fetchrow(
+        "INSERT INTO recipients (user_id, stream_position) VALUES ($1, $2) ON CONFLICT (user_id)"
+        f" DO UPDATE SET stream_position = recipients.stream_position + $2 RETURNING {_RECIPIENT}",
+        user_id,
+        by,
+    )
+    assert row is not None
+    return Recipient(**row)
+
+
+async def insert_stream_entries(connection: Connection, user_id: UUID, entries: Sequence[StreamEntry]) -> None:
+    await connection.executemany(
+        "INSERT INTO stream_entries (user_id, position, event, data) VALUES ($1, $2, $3, $4::text::jsonb)",
+        [(user_id, entry.position, entry.event, entry.data) for entry in entries],
+    )
+
+
+async def get_stream_position(connection: Connection, user_id: UUID) -> int:
+    """Of the newest entry; 0 when there has been none."""
+    return await connection.fetchval("SELECT stream_position FROM recipients WHERE user_id = $1", user_id) or 0
+
+
+async def list_stream_positions(connection: Connection, user_ids: Sequence[UUID]) -> Mapping[UUID, int]:
+    rows = await connection.fetch(
+        "SELECT user_id, stream_position FROM recipients WHERE user_id = ANY ($1::uuid[])", user_ids
+    )
+    return {row["user_id"]: row["stream_position"] for row in rows}
+
+
+async def list_stream_entries(connection: Connection, user_id: UUID, after: int, limit: int) -> Sequence[StreamEntry]:
+    """Oldest first."""
+    rows = await connection.fetch(
+        "SELECT position, event, data FROM stream_entries WHERE user_id = $1 AND position > $2"
+        " ORDER BY position LIMIT $3",
+        user_id,
+        after,
+        limit,
+    )
+    return [StreamEntry(**row) for row in rows]
+
+
+async def delete_old_stream_entries(connection: Connection, older_than_seconds: float, limit: int) -> int:
+    status = await connection.execute(
+        "DELETE FROM stream_entries WHERE (user_id, position) IN (SELECT user_id, position FROM stream_entries"
+        " WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        older_than_seconds,
+        limit,
+    )
+    return int(status.split()[-1])
+
+
+async def insert_notification(
+    connection: Connection,
+    notification_id: UUID,
+    user_id: UUID,
+    category: str,
+    title: str,
+    body: str,
+    data: Mapping[str, Any],
+) -> Notification:
+    row = await connection.fetchrow(
+        "INSERT INTO notifications (id, user_id, category, title, body, data) VALUES ($1, $2, $3, $4, $5,"
+        f" $6::text::jsonb) RETURNING {_NOTIFICATION}",
+        notification_id,
+        user_id,
+        category,
+        title,
+        body,
+        msgspec.json.encode(data).decode(),
+    )
+    assert row is not None
+    return _notification(row)
+
+
+async def get_inbox(
+    connection: Connection, user_id: UUID, unread: bool | None, before: UUID, limit: int
+) -> tuple[Sequence[Notification], int]:
+    """Newest first, and the number of all unread ones. `unread` is `None` for both kinds."""
+    rows = await connection.fetch(
+        f"SELECT {_NOTIFICATION} FROM notifications WHERE user_id = $1 AND id < $2"
+        " AND ($3::boolean IS NULL OR (read_at IS NULL) = $3) ORDER BY id DESC LIMIT $4",
+        user_id,
+        before,
+        unread,
+        limit,
+    )
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM notifications WHERE user_id = $1 AND read_at IS NULL", user_id
+    )
+    return [_notification(row) for row in rows], count
+
+
+async def mark_read(connection: Connection, user_id: UUID, notification_id: UUID) -> bool:
+    """False when the user has no such notification."""
+    status = await connection.execute(
+        "UPDATE notifications SET read_at = coalesce(read_at, now()) WHERE id = $1 AND user_id = $2",
+        notification_id,
+        user_id,
+    )
+    return status != "UPDATE 0"
+
+
+async def mark_all_read(connection: Connection, user_id: UUID) -> None:
+    await connection.execute("UPDATE notifications SET read_at = now() WHERE user_id = $1 AND read_at IS NULL", user_id)
+
+
+async def insert_email(
+    connection: Connection,
+    email_id: UUID,
+    event_id: UUID,
+    user_id: UUID,
+    category: str,
+    context: Mapping[str, Any],
+    message_id: str,
+) -> None:
+    """Queue an email, unless this event has made one of this category."""
+    await connection.execute(
+        "INSERT INTO emails (id, event_id, user_id, category, context, message_id)"
+        " VALUES ($1, $2, $3, $4, $5::text::jsonb, $6)"
+        " ON CONFLICT ON CONSTRAINT emails_event_category_key DO NOTHING",
+        email_id,
+        event_id,
+        user_id,
+        category,
+        msgspec.json.encode(context).decode(),
+        message_id,
+    )
+
+
+async def claim_emails(connection: Connection, claim: UUID, limit: int) -> Sequence[Email]:
+    """Take what is due and has an address, longest due first. No two senders get the same one."""
+    rows = await connection.fetch(
+        "WITH due AS ("
+        "  SELECT e.id, r.email, r.display_name, r.locale FROM emails e JOIN recipients r ON r.user_id = e.user_id"
+        "   WHERE e.state = 'queued' AND e.next_attempt_at <= now() AND r.email IS NOT NULL"
+        "   ORDER BY e.next_attempt_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED)"
+        " UPDATE emails e SET state = 'claimed', claim = $1, claimed_at = clock_timestamp(), attempts = e.attempts + 1"
+        "   FROM due WHERE e.id = due.id"
+        " RETURNING e.id, e.claim, e.category, e.context, e.message_id, e.attempts,"
+        "  due.email AS address, due.display_name, due.locale",
+        claim,
+        limit,
+    )
+    return [Email(**{**row, "context": msgspec.json.decode(row["context"])}) for row in rows]
+
+
+async def begin_sending(connection: Connection, email_id: UUID, claim: UUID) -> bool:
+    """Note that the email may leave now; false when it is not the claimant's any more."""
+    status = await connection.execute(
+        "UPDATE emails SET state = 'sending', claimed_at = clock_timestamp()"
+        " WHERE id = $1 AND claim = $2 AND state = 'claimed'",
+        email_id,
+        claim,
+    )
+    return status != "UPDATE 0"
+
+
+async def finish_attempt(
+    connection: Connection, email_id: UUID, claim: UUID, state: EmailState, delay_seconds: float, error: str | None
+) -> None:
+    """Note how the claimant's attempt ended; nothing if somebody else has the email by now."""
+    await connection.execute(
+        "UPDATE emails SET state = $3::text, next_attempt_at = now() + make_interval(secs => $4), last_error = $5,"
+        " sent_at = CASE WHEN $3::text = 'sent' THEN now() END"
+        " WHERE id = $1 AND claim = $2 AND state IN ('claimed', 'sending', 'ambiguous')",
+        email_id,
+        claim,
+        state,
+        delay_seconds,
+        error,
+    )
+
+
+async def release_abandoned_emails(connection: Connection, lease_seconds: float, retry_ambiguous: bool) -> int:
+    """Take back what senders had for longer than the lease: what cannot have left is queued again, the rest is
+    ambiguous. Returns how many there were."""
+    status = await connection.execute(
+        "UPDATE emails SET state = CASE WHEN state = 'claimed' OR $2 THEN 'queued' ELSE 'ambiguous' END,"
+        " next_attempt_at = now(), last_error = 'the sender went away while ' || state"
+        " WHERE state IN ('claimed', 'sending') AND claimed_at < now() - make_interval(secs => $1)",
+        lease_seconds,
+        retry_ambiguous,
+    )
+    return int(status.split()[-1])
+
+
+def _notification(row: Record) -> Notification:
+    return Notification(**{**row, "data": msgspec.json.decode(row["data"])})

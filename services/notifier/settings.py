@@ -1,0 +1,55 @@
+"""What the environment says to notifier. Times are in seconds."""
+
+from email.utils import parseaddr
+from typing import Annotated
+
+import msgspec
+
+from services.notifier.channels.email import SmtpUrl
+from shared.settings import Count, DataSettings, Seconds
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Settings(DataSettings, frozen=True, kw_only=True):
+    port: int = 8003
+    jwks_url: str
+    smtp_url: str  # smtp://[user:password@]host[:port][?starttls=auto|always|never], or smtps://
+    mail_from: str = "Tenfold <no-reply@tenfold.example>"
+    public_url: str = "http://localhost:8080"
+    consumer_concurrency: Count = 8
+
+    stream_heartbeat_seconds: Positive = 15.0
+    stream_write_seconds: Positive = 10.0  # who does not read for so long is dropped
+    stream_poll_seconds: Positive = 5.0  # the safety net under the wakes through Redis
+    stream_poll_alone_seconds: Positive = 1.0  # where there is no Redis
+    stream_kept_seconds: Seconds = 24 * 3600.0  # who was away longer finds all in the inbox
+
+    email_concurrency: Count = 8
+    email_poll_seconds: Positive = 1.0
+    email_max_attempts: Count = 30  # with the delays below: about a day
+    email_first_retry_seconds: Seconds = 5.0
+    email_longest_retry_seconds: Seconds = 3600.0
+    # False: an email whose answer was lost is not sent again, so it arrives at most once. True: at least once.
+    email_retry_ambiguous: bool = False
+    email_lease_seconds: Positive = 180.0
+    smtp_command_seconds: Positive = 15.0
+    smtp_data_seconds: Positive = 60.0
+
+    def check(self) -> list[str]:
+        faults = super().check()
+        try:
+            SmtpUrl.parse(self.smtp_url)
+        except ValueError as error:
+            faults.append(f"SMTP_URL: {error}")
+        if "@" not in parseaddr(self.mail_from)[1]:
+            faults.append("MAIL_FROM: is not an address such as `Tenfold <no-reply@example.com>`")
+        if self.email_lease_seconds < self.longest_send_seconds:
+            # Else another sender would take the email over while the first is still at it.
+            faults.append(f"EMAIL_LEASE_SECONDS: must be at least {self.longest_send_seconds:g}, as long as one send")
+        return faults
+
+    @property
+    def longest_send_seconds(self) -> float:
+        """Connecting, greeting, TLS, login, MAIL and RCPT take a few commands; then DATA, in two steps."""
+        return 2 * self.smtp_command_seconds + 2 * self.smtp_data_seconds
