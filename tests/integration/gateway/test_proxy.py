@@ -6,7 +6,9 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -316,6 +318,26 @@ async def test_events_pass_at_once(world: World, http: aiohttp.ClientSession, ke
             assert await answer.content.readuntil(b"\n\n") == b"data: %d\n\n" % number
         answer.close()
         await ended.wait()
+
+
+async def test_a_stopping_gateway_does_not_wait_for_event_streams(
+    world: World, http: aiohttp.ClientSession, keys: Keys
+) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    behind = await world.service(endless)
+    async with AsyncExitStack() as own:
+        door = await World(own, keys).gateway(behind)
+        answer = await http.get(f"{door}/api/v1/notifications/stream", headers=keys.bearer())
+        assert answer.status == 200
+        stopped_at = time.monotonic()
+    assert time.monotonic() - stopped_at < 2
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await answer.read()
 
 
 async def test_an_answer_that_breaks_off_never_looks_whole(world: World, keys: Keys) -> None:
