@@ -1,5 +1,6 @@
 """The composition root of users: builds every object once; the only place that knows all."""
 
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from shared.auth import TokenVerifier
 from shared.cache import Cache
 from shared.clock import SystemClock
 from shared.database import Database
+from shared.housekeeping import keep_tidy
 from shared.outbox import Outbox, Relay
 from shared.runner import Process, Service
 
@@ -26,6 +28,7 @@ NAME = "users"
 async def api(process: Process, settings: Settings) -> web.Application:
     clock = SystemClock()
     db = await process.enter(Database.opened(NAME, settings, process.health, repository.CONSTRAINTS))
+    await process.background("users-housekeeping", partial(keep_tidy, db))
     redis = await process.redis(settings.redis_url)
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
     passwords = await process.enter(Passwords.opened(settings))

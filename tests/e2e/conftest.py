@@ -1,5 +1,6 @@
 """The whole platform, started as `make dev` starts it, once for each stage."""
 
+import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Person(Api):
 
     async def upload(self, data: bytes, content_type: str = "image/jpeg", **headers: str) -> Answer:
         sent = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, **headers}
-        async with self.http.post(f"{self.base}/api/v1/media", data=data, headers=sent) as response:
+        async with self.http.post(f"{self.base}/api/v1/media", data=io.BytesIO(data), headers=sent) as response:
             return Answer(response.status, response.headers, await response.json(content_type=None))
 
     async def media(self, media_id: str) -> Any:

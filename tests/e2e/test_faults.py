@@ -24,6 +24,7 @@ async def test_a_worker_killed_in_mid_work_finishes_each_photo_once(platform: Pl
 
     await eventually(some_are_done, within=60, every=0.01)
     await worker.kill(signal.SIGKILL)
+    await worker.start()
     for media_id in ids:
         await ann.until(media_id, "ready")
 

@@ -13,7 +13,7 @@ import pytest
 
 from shared import consistency
 from shared.bus import InlineBus, KafkaBus
-from shared.consumer import Consumer, Delivery, On
+from shared.consumer import Consumer, Delivery, On, clean_up
 from shared.database import Connection, Database
 from shared.errors import Unavailable
 from shared.events import Envelope
@@ -135,6 +135,17 @@ async def test_an_event_delivered_ten_times_has_one_effect(world: World) -> None
     await asyncio.gather(*(consumer.handle(envelope) for _ in range(10)))
     assert world.calls == 10
     assert len(await world.effects()) == 1
+
+
+async def test_what_was_handled_long_ago_is_forgotten(world: World) -> None:
+    for number in range(2):
+        await world.consumer().handle(Envelope.wrap(world.made(thing_id=new_id(), number=number), "things"))
+    async with world.db.transaction() as tx:
+        await tx.execute(
+            "UPDATE inbox SET handled_at = now() - interval '31 days'"
+            " WHERE event_id = (SELECT event_id FROM inbox LIMIT 1)"
+        )
+    assert await clean_up(world.db) == 1
 
 
 async def test_a_handler_that_fails_is_tried_again(world: World, stack: AsyncExitStack) -> None:

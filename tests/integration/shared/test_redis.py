@@ -138,6 +138,31 @@ async def test_without_redis_reads_are_loads_and_the_breaker_opens(dead_redis: R
     print(f"1,000 calls with the breaker open: {(time.monotonic() - before) * 1000:.1f} ms")
 
 
+async def test_a_caller_s_mistake_leaves_nobody_waiting(redis: Redis) -> None:
+    good = asyncio.create_task(redis.call(lambda pipeline: pipeline.ping()))
+    with pytest.raises(TypeError):
+        await redis.call(lambda pipeline: pipeline.set("key-without-value"))
+    with pytest.raises(TypeError):
+        await good
+    assert await redis.call(lambda pipeline: pipeline.ping())
+
+
+async def test_a_cancelled_call_leaves_the_others_their_answers(redis: Redis) -> None:
+    name = secrets.token_hex(4)
+
+    async def write(n: int) -> None:
+        await redis.call(lambda pipeline: pipeline.set(f"{name}-{n}", n))
+
+    async def read(n: int) -> int:
+        return int(await redis.call(lambda pipeline: pipeline.get(f"{name}-{n}")))
+
+    calls = [asyncio.create_task(write(n)) for n in range(9)]
+    await asyncio.sleep(0)
+    calls[4].cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert await asyncio.gather(*(read(n) for n in range(9))) == list(range(9))
+
+
 async def test_the_limit_is_shared_by_all_instances(redis: Redis) -> None:
     key, limit = secrets.token_hex(4), Limit(50, 600)
     instances = [RateLimiter(redis) for _ in range(4)]
