@@ -344,6 +344,7 @@ class Stack:
             "SMTP_URL": f"smtp://127.0.0.1:{self._smtp_port}",
             "MAIL_FROM": "Tenfold <no-reply@tenfold.test>",
             "DRAIN_SECONDS": "0",
+            "NOTIFIER_WEBHOOK_PRIVATE_NETWORKS": "127.0.0.0/8,::1/128",
             # Everybody here has one address.
             "LIMIT_DEFAULT": "5000/1",
             "LIMIT_CREDENTIALS": "6000/60",

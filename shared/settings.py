@@ -115,7 +115,7 @@ def _mapping(name: str, service: str, environ: Mapping[str, str], hint: object) 
 
 def _parse(raw: str, hint: object) -> object:
     if typing.get_origin(hint) is tuple:
-        return tuple(part.strip() for part in raw.split(",") if part.strip())
+        return msgspec.convert([part.strip() for part in raw.split(",") if part.strip()], hint, strict=False)
     if isinstance(hint, types.UnionType) and str in typing.get_args(hint):
         return raw
     return msgspec.convert(raw, hint, strict=False)

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from services.notifier import repository, wakes
 from services.notifier.channels.email import Composer, Smtp
+from services.notifier.channels.webhook import WebhookClient
 from services.notifier.consumers import consumers
 from services.notifier.handlers import Handlers
 from services.notifier.routes import routes
@@ -17,6 +18,7 @@ from services.notifier.settings import Settings
 from services.notifier.streams import Hub
 from services.notifier.texts import Texts
 from services.notifier.wakes import Wakes
+from services.notifier.webhooks import Dispatcher, WebhookQueue, Webhooks
 from shared import application, openapi
 from shared.auth import JwksClient, TokenVerifier
 from shared.clock import SystemClock
@@ -43,7 +45,7 @@ async def api(process: Process, settings: Settings) -> web.Application:
         await process.background("notifier-listen", partial(wakes.listen, settings.redis_url, hub))
     await process.background("notifier-poll", partial(wakes.poll, db, hub, settings))
     inbox = Inbox(db, hub, settings.stream_heartbeat_seconds)
-    table = routes(Handlers(inbox, clock, settings.stream_write_seconds))
+    table = routes(Handlers(inbox, Webhooks(db, settings), clock, settings.stream_write_seconds))
     app = application.build(
         NAME,
         table,
@@ -62,13 +64,18 @@ async def api(process: Process, settings: Settings) -> web.Application:
 async def worker(process: Process, settings: Settings) -> None:
     db = await process.enter(Database.opened(NAME, settings, process.health))
     bus = await process.bus(settings)
+    clock = SystemClock()
     texts = Texts(settings.public_url)
-    composer = Composer(settings.mail_from, SystemClock())
+    composer = Composer(settings.mail_from, clock)
     smtp = Smtp(settings.smtp_url, settings.smtp_command_seconds, settings.smtp_data_seconds)
     sender = Sender(db, smtp, composer, texts, settings)
     await process.enter(sender.running())
     announcements = await process.enter(Wakes.opened(process.one(Hub), await process.redis(settings.redis_url)))
-    notifier = Notifier(texts, announcements, sender.wake, composer.domain)
+    client = await process.enter(WebhookClient.opened(settings.webhook_timeout_seconds, settings.private_networks()))
+    outgoing = WebhookQueue(clock)
+    notifier = Notifier(texts, announcements, sender.wake, composer.domain, outgoing.add)
+    dispatcher = Dispatcher(db, client, outgoing, settings, clock, notifier.tell_webhook_disabled)
+    await process.enter(dispatcher.running())
     await process.background("notifier-clean-up", partial(_clean_up, db, settings.stream_kept_seconds))
     consumer = Consumer(NAME, consumers(notifier), db, bus)
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))

@@ -1,6 +1,6 @@
 """The errors of notifier, besides those of the platform."""
 
-from shared.errors import FieldError, InvalidInput, RateLimited
+from shared.errors import Conflict, FieldError, InvalidInput, RateLimited
 
 
 class InvalidLastEventId(InvalidInput):
@@ -11,3 +11,18 @@ class InvalidLastEventId(InvalidInput):
 class TooManyStreams(RateLimited):
     type = "too-many-streams"
     title = "Too many open streams"
+
+
+class NotAWebhookUrl(InvalidInput):
+    def __init__(self, detail: str) -> None:
+        super().__init__([FieldError("/url", detail)])
+
+
+class TooManyWebhooks(Conflict):
+    type = "too-many-webhooks"
+    title = "Too many webhooks"
+
+
+class UnknownCategory(InvalidInput):
+    def __init__(self, names: list[str]) -> None:
+        super().__init__([FieldError(f"/email/{name}", "is not a category of email") for name in names])

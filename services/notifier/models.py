@@ -34,6 +34,7 @@ class Category(StrEnum):
     WELCOME = "welcome"
     MEDIA_READY = "media_ready"
     MEDIA_FAILED = "media_failed"
+    WEBHOOK_DISABLED = "webhook_disabled"
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -101,6 +102,51 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # for good: it is this message or this address
     POSTPONED = "postponed"  # the server will not take it now, or there is no server
     AMBIGUOUS = "ambiguous"
+
+
+class WebhookEvent(StrEnum):
+    """What webhooks can be told of."""
+
+    MEDIA_PROCESSED = "media.processed"
+    MEDIA_FAILED = "media.failed"
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    id: UUID
+    user_id: UUID
+    url: str
+    events: tuple[str, ...]
+    secret: str
+    disabled_at: datetime | None
+    created_at: datetime
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One event for one webhook, and how its delivery goes."""
+
+    id: UUID
+    webhook_id: UUID
+    event_id: UUID
+    type: str
+    state: str
+    attempts: int
+    next_attempt_at: datetime
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+
+
+class DeliveryInHand(msgspec.Struct, frozen=True):
+    """A delivery in the hands of a dispatcher, who is named by `claim`. `attempts` counts the one in hand."""
+
+    id: UUID
+    webhook_id: UUID
+    claim: UUID
+    event_id: UUID
+    payload: str
+    attempts: int
+    url: str
+    secret: str
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):

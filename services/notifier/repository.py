@@ -30,6 +30,12 @@ async def upsert_recipient(
     )
 
 
+async def ensure_recipient(connection: Connection, user_id: UUID) -> None:
+    """The recipient's row, made without address where the user is not known yet, and locked."""
+    await connection.execute("INSERT INTO recipients (user_id) VALUES ($1) ON CONFLICT DO NOTHING", user_id)
+    await connection.execute("SELECT FROM recipients WHERE user_id = $1 FOR UPDATE", user_id)
+
+
 async def advance_stream(connection: Connection, user_id: UUID, by: int) -> Recipient:
     """The recipient, whose last `by` positions are now the caller's. Its row stays locked until the transaction ends,
     so that positions become visible in order; it is made, without address, where the user is not known yet."""
@@ -217,6 +223,20 @@ async def release_abandoned_emails(connection: Connection, lease_seconds: float,
         retry_ambiguous,
     )
     return int(status.split()[-1])
+
+
+async def get_refused_email(connection: Connection, user_id: UUID) -> Sequence[str]:
+    """The categories of email the user does not want."""
+    return await connection.fetchval("SELECT refused_email FROM preferences WHERE user_id = $1", user_id) or []
+
+
+async def set_refused_email(connection: Connection, user_id: UUID, categories: Sequence[str]) -> None:
+    await connection.execute(
+        "INSERT INTO preferences (user_id, refused_email) VALUES ($1, $2)"
+        " ON CONFLICT (user_id) DO UPDATE SET refused_email = excluded.refused_email, updated_at = now()",
+        user_id,
+        list(categories),
+    )
 
 
 def _notification(row: Record) -> Notification:

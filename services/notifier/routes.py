@@ -10,4 +10,11 @@ def routes(h: Handlers) -> list[Route]:
         Route("GET", "/api/v1/notifications/stream", h.stream, streaming=True),
         Route("PUT", "/api/v1/notifications/read", h.mark_all_read),
         Route("PUT", "/api/v1/notifications/{notification_id}/read", h.mark_read),
+        Route("GET", "/api/v1/notification-preferences", h.get_preferences),
+        Route("PUT", "/api/v1/notification-preferences", h.put_preferences),
+        Route("POST", "/api/v1/webhooks", h.create_webhook, status=201),
+        Route("GET", "/api/v1/webhooks", h.list_webhooks),
+        Route("DELETE", "/api/v1/webhooks/{webhook_id}", h.delete_webhook),
+        Route("GET", "/api/v1/webhooks/{webhook_id}/deliveries", h.list_deliveries),
+        Route("POST", "/api/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", h.redeliver, status=202),
     ]

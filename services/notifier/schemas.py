@@ -1,7 +1,7 @@
 """Request and response shapes."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -50,6 +50,63 @@ class MediaChange(msgspec.Struct, frozen=True):
     status: str
     title: str
     reason: str | None = None
+
+
+class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which categories of email are wanted; what is not named is."""
+
+    email: dict[str, bool]
+
+
+class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[str, msgspec.Meta(min_length=8, max_length=2000)]
+    events: Annotated[list[models.WebhookEvent], msgspec.Meta(min_length=1, max_length=20)]
+
+
+class Webhook(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`secret` is in the answer to the creation only."""
+
+    id: UUID
+    url: str
+    events: list[str]
+    disabled: bool
+    created_at: datetime
+    secret: str | None = None
+
+    @classmethod
+    def of(cls, webhook: models.Webhook, secret: str | None = None) -> "Webhook":
+        return cls(
+            webhook.id, webhook.url, list(webhook.events), webhook.disabled_at is not None, webhook.created_at, secret
+        )
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """`state` is queued, delivered or failed; `last_status` the receiver's last HTTP status, where it answered."""
+
+    id: UUID
+    event_id: UUID
+    type: str
+    state: str
+    attempts: int
+    next_attempt_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, delivery: models.Delivery) -> "Delivery":
+        waits = delivery.state in ("queued", "claimed")
+        return cls(
+            delivery.id,
+            delivery.event_id,
+            delivery.type,
+            "queued" if waits else delivery.state,
+            delivery.attempts,
+            delivery.next_attempt_at if waits else None,
+            delivery.last_status,
+            delivery.last_error,
+            delivery.created_at,
+        )
 
 
 def position_after(header: str | None, query: StreamQuery) -> int | None:

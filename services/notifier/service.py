@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,8 @@ import msgspec
 
 from services.notifier import repository, schemas
 from services.notifier.consumed import MediaFailed, MediaProcessed, UserRegistered, UserUpdated
-from services.notifier.models import Category, Notification, StreamEntry, greeting_name
+from services.notifier.errors import UnknownCategory
+from services.notifier.models import Category, Notification, StreamEntry, WebhookEvent, greeting_name
 from services.notifier.streams import Hub, Watch
 from services.notifier.texts import Texts
 from services.notifier.wakes import Wakes
@@ -19,6 +20,9 @@ from shared.consumer import Delivery
 from shared.database import Database, Transaction
 from shared.errors import NotFound, Unavailable
 from shared.ids import new_id
+
+# In the transaction of the event's effect: event id, owner, what happened, and the data.
+QueueWebhooks = Callable[[Transaction, UUID, UUID, WebhookEvent, dict[str, Any]], Awaitable[None]]
 
 _BATCH = 100
 _RETRY_SECONDS = 1.0
@@ -44,6 +48,20 @@ class Inbox:
     async def mark_all_read(self, user_id: UUID) -> None:
         async with self._db.transaction() as tx:
             await repository.mark_all_read(tx, user_id)
+
+    async def preferences(self, user_id: UUID) -> dict[str, bool]:
+        """Whether each category of email is wanted."""
+        refused = await self._db.read(repository.get_refused_email, user_id)
+        return {category.value: category not in refused for category in Category}
+
+    async def set_preferences(self, user_id: UUID, wanted: Mapping[str, bool]) -> dict[str, bool]:
+        """Raises `UnknownCategory`."""
+        if unknown := sorted(set(wanted) - set(Category)):
+            raise UnknownCategory(unknown)
+        async with self._db.transaction() as tx:
+            await repository.ensure_recipient(tx, user_id)
+            await repository.set_refused_email(tx, user_id, [name for name, wants in wanted.items() if not wants])
+        return {category.value: wanted.get(category, True) for category in Category}
 
     async def stream_start(self, user_id: UUID, after: int | None) -> int:
         """The position a stream starts at: now, or `after`, which cannot lie in the future."""
@@ -87,11 +105,19 @@ class Inbox:
 class Notifier:
     """What events lead to: a notification, entries of the stream and an email, together and once an event."""
 
-    def __init__(self, texts: Texts, wakes: Wakes, wake_sender: Callable[[], None], message_domain: str) -> None:
+    def __init__(
+        self,
+        texts: Texts,
+        wakes: Wakes,
+        wake_sender: Callable[[], None],
+        message_domain: str,
+        queue_webhooks: QueueWebhooks,
+    ) -> None:
         self._texts = texts
         self._wakes = wakes
         self._wake_sender = wake_sender
         self._message_domain = message_domain
+        self._queue_webhooks = queue_webhooks
 
     async def welcome(self, delivery: Delivery[UserRegistered]) -> None:
         async with delivery.transaction() as tx:
@@ -108,12 +134,20 @@ class Notifier:
         change = schemas.MediaChange(event.media_id, "ready", event.title)
         async with delivery.transaction() as tx:
             await self._tell(tx, delivery.envelope.id, event.owner_id, Category.MEDIA_READY, _about(change), change)
+            told = msgspec.to_builtins(change)
+            await self._queue_webhooks(tx, delivery.envelope.id, event.owner_id, WebhookEvent.MEDIA_PROCESSED, told)
 
     async def tell_media_failed(self, delivery: Delivery[MediaFailed]) -> None:
         event = delivery.event
         change = schemas.MediaChange(event.media_id, "failed", event.title, event.reason)
         async with delivery.transaction() as tx:
             await self._tell(tx, delivery.envelope.id, event.owner_id, Category.MEDIA_FAILED, _about(change), change)
+            told = msgspec.to_builtins(change)
+            await self._queue_webhooks(tx, delivery.envelope.id, event.owner_id, WebhookEvent.MEDIA_FAILED, told)
+
+    async def tell_webhook_disabled(self, tx: Transaction, event_id: UUID, user_id: UUID, url: str) -> None:
+        """In the transaction that disables it."""
+        await self._tell(tx, event_id, user_id, Category.WEBHOOK_DISABLED, {"url": url})
 
     @staticmethod
     async def _keep(tx: Transaction, event: UserRegistered | UserUpdated) -> None:
@@ -140,10 +174,12 @@ class Notifier:
         if change is not None:
             entries.insert(0, _entry(newest - 1, "media", change))
         await repository.insert_stream_entries(tx, user_id, entries)
+        tx.after_commit(partial(self._wakes.announce, user_id, newest))
+        if category in await repository.get_refused_email(tx, user_id):
+            return
         email_id = new_id()
         message_id = f"<{email_id}@{self._message_domain}>"
         await repository.insert_email(tx, email_id, event_id, user_id, category, data, message_id)
-        tx.after_commit(partial(self._wakes.announce, user_id, newest))
         tx.after_commit(self._wake_sender)
 
 

@@ -1,11 +1,13 @@
 """What the environment says to notifier. Times are in seconds."""
 
 from email.utils import parseaddr
+from ipaddress import ip_network
 from typing import Annotated
 
 import msgspec
 
 from services.notifier.channels.email import SmtpUrl
+from services.notifier.channels.webhook import Network
 from shared.settings import Count, DataSettings, Seconds
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -36,8 +38,20 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     smtp_command_seconds: Positive = 15.0
     smtp_data_seconds: Positive = 60.0
 
+    webhook_concurrency: Count = 16
+    webhook_poll_seconds: Positive = 1.0
+    webhook_timeout_seconds: Positive = 15.0
+    # About a day: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h.
+    webhook_retry_seconds: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000)
+    # Networks that are not public and may be called all the same, such as 127.0.0.0/8; for development and tests only.
+    webhook_private_networks: tuple[str, ...] = ()
+
     def check(self) -> list[str]:
         faults = super().check()
+        try:
+            self.private_networks()
+        except ValueError as error:
+            faults.append(f"WEBHOOK_PRIVATE_NETWORKS: {error}")
         try:
             SmtpUrl.parse(self.smtp_url)
         except ValueError as error:
@@ -48,6 +62,10 @@ class Settings(DataSettings, frozen=True, kw_only=True):
             # Else another sender would take the email over while the first is still at it.
             faults.append(f"EMAIL_LEASE_SECONDS: must be at least {self.longest_send_seconds:g}, as long as one send")
         return faults
+
+    def private_networks(self) -> tuple[Network, ...]:
+        """Raises `ValueError`."""
+        return tuple(ip_network(text) for text in self.webhook_private_networks)
 
     @property
     def longest_send_seconds(self) -> float:

@@ -9,7 +9,13 @@ from services.notifier.models import Category
 from services.notifier.texts import Texts
 
 TEMPLATES = Path(services.notifier.__file__).parent / "templates"
-CONTEXT = {"display_name": "Ada", "title": "Sunset", "reason": "the file is damaged", "media_id": "1"}
+CONTEXT = {
+    "display_name": "Ada",
+    "title": "Sunset",
+    "reason": "the file is damaged",
+    "media_id": "1",
+    "url": "https://a.example/",
+}
 
 
 @pytest.fixture
