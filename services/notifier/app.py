@@ -7,6 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from services.notifier import repository, wakes
+from services.notifier.campaigns import Campaigns, Preparation
 from services.notifier.channels.email import Composer, Smtp
 from services.notifier.channels.webhook import WebhookClient
 from services.notifier.consumers import consumers
@@ -26,7 +27,9 @@ from shared.consumer import Consumer
 from shared.database import Database
 from shared.errors import TenfoldError
 from shared.housekeeping import keep_tidy
+from shared.limits import RateLimiter
 from shared.logs import get_logger
+from shared.outbox import Outbox, Relay
 from shared.runner import Process, Service
 
 log = get_logger()
@@ -45,7 +48,10 @@ async def api(process: Process, settings: Settings) -> web.Application:
         await process.background("notifier-listen", partial(wakes.listen, settings.redis_url, hub))
     await process.background("notifier-poll", partial(wakes.poll, db, hub, settings))
     inbox = Inbox(db, hub, settings.stream_heartbeat_seconds)
-    table = routes(Handlers(inbox, Webhooks(db, settings), clock, settings.stream_write_seconds))
+    outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
+    campaigns = Campaigns(db, outbox, clock)
+    texts = Texts(settings.public_url)
+    table = routes(Handlers(inbox, Webhooks(db, settings), campaigns, texts, clock, settings.stream_write_seconds))
     app = application.build(
         NAME,
         table,
@@ -68,16 +74,18 @@ async def worker(process: Process, settings: Settings) -> None:
     texts = Texts(settings.public_url)
     composer = Composer(settings.mail_from, clock)
     smtp = Smtp(settings.smtp_url, settings.smtp_command_seconds, settings.smtp_data_seconds)
-    sender = Sender(db, smtp, composer, texts, settings)
+    outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, bus)))
+    redis = await process.redis(settings.redis_url)
+    sender = Sender(db, smtp, composer, texts, RateLimiter(redis), settings)
     await process.enter(sender.running())
-    announcements = await process.enter(Wakes.opened(process.one(Hub), await process.redis(settings.redis_url)))
+    announcements = await process.enter(Wakes.opened(process.one(Hub), redis))
     client = await process.enter(WebhookClient.opened(settings.webhook_timeout_seconds, settings.private_networks()))
     outgoing = WebhookQueue(clock)
     notifier = Notifier(texts, announcements, sender.wake, composer.domain, outgoing.add)
     dispatcher = Dispatcher(db, client, outgoing, settings, clock, notifier.tell_webhook_disabled)
     await process.enter(dispatcher.running())
     await process.background("notifier-clean-up", partial(_clean_up, db, settings.stream_kept_seconds))
-    consumer = Consumer(NAME, consumers(notifier), db, bus)
+    consumer = Consumer(NAME, consumers(notifier, Preparation(outbox, composer.domain)), db, bus)
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
 
 

@@ -23,6 +23,11 @@ class TooManyWebhooks(Conflict):
     title = "Too many webhooks"
 
 
+class CampaignEnded(Conflict):
+    type = "campaign-ended"
+    title = "The campaign is cancelled or done"
+
+
 class UnknownCategory(InvalidInput):
     def __init__(self, names: list[str]) -> None:
         super().__init__([FieldError(f"/email/{name}", "is not a category of email") for name in names])

@@ -5,7 +5,9 @@ from uuid import UUID
 from aiohttp import web
 
 from services.notifier import schemas, sse
+from services.notifier.campaigns import Campaigns
 from services.notifier.service import Inbox
+from services.notifier.texts import Texts
 from services.notifier.webhooks import Webhooks
 from shared.application import NO_CONTENT, Call, Reply
 from shared.clock import Clock
@@ -13,9 +15,19 @@ from shared.paging import Page, PageQuery, page
 
 
 class Handlers:
-    def __init__(self, inbox: Inbox, webhooks: Webhooks, clock: Clock, stream_write_seconds: float) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        webhooks: Webhooks,
+        campaigns: Campaigns,
+        texts: Texts,
+        clock: Clock,
+        stream_write_seconds: float,
+    ) -> None:
         self._inbox = inbox
         self._webhooks = webhooks
+        self._campaigns = campaigns
+        self._texts = texts
         self._clock = clock
         self._stream_write_seconds = stream_write_seconds
 
@@ -79,3 +91,46 @@ class Handlers:
         """Send a delivery once more"""
         await self._webhooks.redeliver(call.user_id, webhook_id, delivery_id)
         return NO_CONTENT
+
+    async def create_campaign(self, call: Call, body: schemas.NewCampaign) -> Reply[schemas.Campaign]:
+        """Send one text to many users"""
+        campaign = await self._campaigns.create(call.user_id, body, call.once())
+        location = {"Location": f"/api/v1/campaigns/{campaign.campaign.id}"}
+        return Reply(schemas.Campaign.of(campaign), headers=location)
+
+    async def list_campaigns(self, call: Call, query: PageQuery) -> Reply[Page[schemas.Campaign]]:
+        """List campaigns and how far they are"""
+        found = await self._campaigns.list(query)
+        return Reply(page(found, query, schemas.Campaign.of, lambda progress: progress.campaign.id))
+
+    async def get_campaign(self, call: Call, campaign_id: UUID) -> Reply[schemas.Campaign]:
+        """A campaign and how far it is"""
+        return Reply(schemas.Campaign.of(await self._campaigns.get(campaign_id)))
+
+    async def pause_campaign(self, call: Call, campaign_id: UUID) -> Reply[schemas.Campaign]:
+        """Send no more of it for now"""
+        return Reply(schemas.Campaign.of(await self._campaigns.pause(campaign_id)))
+
+    async def resume_campaign(self, call: Call, campaign_id: UUID) -> Reply[schemas.Campaign]:
+        """Go on sending it"""
+        return Reply(schemas.Campaign.of(await self._campaigns.resume(campaign_id)))
+
+    async def cancel_campaign(self, call: Call, campaign_id: UUID) -> Reply[schemas.Campaign]:
+        """Send no more of it, for good"""
+        return Reply(schemas.Campaign.of(await self._campaigns.cancel(campaign_id)))
+
+    async def show_unsubscribe(self, call: Call, token: UUID) -> web.StreamResponse:
+        """A page with a button: opening a link must not change anything"""
+        await self._campaigns.check_token(token)
+        return self._page(call, done=False)
+
+    async def unsubscribe(self, call: Call, token: UUID) -> web.StreamResponse:
+        """Get no more campaigns, by one click (RFC 8058)"""
+        await self._campaigns.unsubscribe(token)
+        return self._page(call, done=True)
+
+    def _page(self, call: Call, *, done: bool) -> web.Response:
+        language = call.request.headers.get("Accept-Language", "")[:2].lower()
+        html = self._texts.page("unsubscribe", language, {"done": done})
+        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+        return web.Response(text=html, content_type="text/html", headers={"Content-Security-Policy": policy})

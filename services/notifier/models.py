@@ -15,6 +15,7 @@ lost only where nobody can know whether it was sent. Exactly once does not exist
 """
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -35,6 +36,7 @@ class Category(StrEnum):
     MEDIA_READY = "media_ready"
     MEDIA_FAILED = "media_failed"
     WEBHOOK_DISABLED = "webhook_disabled"
+    CAMPAIGN = "campaign"  # its texts come with the campaign
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -71,6 +73,7 @@ class EmailState(StrEnum):
     SENT = "sent"
     FAILED = "failed"
     AMBIGUOUS = "ambiguous"
+    SUPPRESSED = "suppressed"  # not wanted by its recipient, or the address refuses email
 
 
 class Email(msgspec.Struct, frozen=True):
@@ -85,6 +88,9 @@ class Email(msgspec.Struct, frozen=True):
     address: str
     display_name: str
     locale: str
+    unsubscribe_token: UUID
+    campaign_id: UUID | None
+    suppressed: bool
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -102,6 +108,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # for good: it is this message or this address
     POSTPONED = "postponed"  # the server will not take it now, or there is no server
     AMBIGUOUS = "ambiguous"
+    SUPPRESSED = "suppressed"
 
 
 class WebhookEvent(StrEnum):
@@ -149,6 +156,74 @@ class DeliveryInHand(msgspec.Struct, frozen=True):
     secret: str
 
 
+class Audience(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whom a campaign is for: everybody, or who is named, or who reads that language."""
+
+    user_ids: tuple[UUID, ...] | None = None
+    locale: str | None = None
+
+
+class CampaignState(StrEnum):
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    DONE = "done"
+
+
+class Campaign(msgspec.Struct, frozen=True):
+    """`state` is what was ordered: running, paused or cancelled; what it comes to is told by `Progress`."""
+
+    id: UUID
+    name: str
+    subject: str
+    text: str
+    html: str | None
+    audience: Audience
+    send_at: datetime | None
+    state: str
+    prepared: bool
+    created_at: datetime | None
+
+    @classmethod
+    def drafted(
+        cls, campaign_id: UUID, name: str, subject: str, text: str, html: str | None, audience: Audience
+    ) -> "Campaign":
+        return cls(campaign_id, name, subject, text, html, audience, None, CampaignState.RUNNING, False, None)
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A campaign and how far it is. `queued` counts those in hand, too."""
+
+    campaign: Campaign
+    state: CampaignState
+    total: int
+    queued: int
+    sent: int
+    failed: int
+    suppressed: int
+    ambiguous: int
+
+    @classmethod
+    def of(cls, campaign: Campaign, counts: Mapping[str, int], now: datetime) -> "Progress":
+        queued = sum(counts.get(s, 0) for s in (EmailState.QUEUED, EmailState.CLAIMED, EmailState.SENDING))
+        state = CampaignState(campaign.state)
+        if state is not CampaignState.CANCELLED and campaign.prepared and queued == 0:
+            state = CampaignState.DONE
+        elif state is CampaignState.RUNNING and campaign.send_at is not None and campaign.send_at > now:
+            state = CampaignState.SCHEDULED
+        return cls(
+            campaign=campaign,
+            state=state,
+            total=sum(counts.values()),
+            queued=queued,
+            sent=counts.get(EmailState.SENT, 0),
+            failed=counts.get(EmailState.FAILED, 0),
+            suppressed=counts.get(EmailState.SUPPRESSED, 0),
+            ambiguous=counts.get(EmailState.AMBIGUOUS, 0),
+        )
+
+
 class RetryPolicy(msgspec.Struct, frozen=True):
     """When to try again; times in seconds."""
 
@@ -162,6 +237,8 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         match outcome:
             case Outcome.SENT:
                 return EmailState.SENT, 0
+            case Outcome.SUPPRESSED:
+                return EmailState.SUPPRESSED, 0
             case Outcome.REFUSED:
                 return EmailState.FAILED, 0
             case Outcome.AMBIGUOUS if not self.retry_ambiguous:

@@ -169,20 +169,47 @@ async def insert_email(
 
 
 async def claim_emails(connection: Connection, claim: UUID, limit: int) -> Sequence[Email]:
-    """Take what is due and has an address, longest due first. No two senders get the same one."""
-    rows = await connection.fetch(
-        "WITH due AS ("
-        "  SELECT e.id, r.email, r.display_name, r.locale FROM emails e JOIN recipients r ON r.user_id = e.user_id"
-        "   WHERE e.state = 'queued' AND e.next_attempt_at <= now() AND r.email IS NOT NULL"
-        "   ORDER BY e.next_attempt_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED)"
-        " UPDATE emails e SET state = 'claimed', claim = $1, claimed_at = clock_timestamp(), attempts = e.attempts + 1"
-        "   FROM due WHERE e.id = due.id"
-        " RETURNING e.id, e.claim, e.category, e.context, e.message_id, e.attempts,"
-        "  due.email AS address, due.display_name, due.locale",
-        claim,
-        limit,
-    )
+    """Take what is due and has an address, longest due first, campaigns last. No two senders get the same one."""
+    rows = await connection.fetch(_claiming(_DUE), claim, limit)
+    if len(rows) < limit:
+        rows += await connection.fetch(_claiming(_DUE_OF_CAMPAIGNS), claim, limit - len(rows))
     return [Email(**{**row, "context": msgspec.json.decode(row["context"])}) for row in rows]
+
+
+_DUE = """
+    SELECT e.id FROM emails e JOIN recipients r ON r.user_id = e.user_id
+     WHERE e.state = 'queued' AND e.campaign_id IS NULL AND e.next_attempt_at <= now() AND r.email IS NOT NULL
+     ORDER BY e.next_attempt_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED"""
+_DUE_OF_CAMPAIGNS = """
+    SELECT e.id FROM campaigns c CROSS JOIN LATERAL (
+           SELECT id FROM emails WHERE campaign_id = c.id AND state = 'queued' AND next_attempt_at <= now()
+            ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED) e
+     WHERE c.state = 'running' AND c.send_at <= now() LIMIT $2"""
+
+
+def _claiming(due: str) -> str:
+    """Whether the recipient wants it is asked as late as this, so that an unsubscription counts at once."""
+    return (
+        f"WITH due AS ({due})"
+        " UPDATE emails e SET state = 'claimed', claim = $1, claimed_at = clock_timestamp(), attempts = e.attempts + 1"
+        "   FROM due, recipients r WHERE e.id = due.id AND r.user_id = e.user_id"
+        " RETURNING e.id, e.claim, e.category, e.context, e.message_id, e.attempts, e.campaign_id,"
+        "  r.email AS address, r.display_name, r.locale, r.unsubscribe_token,"
+        "  e.campaign_id IS NOT NULL AND (EXISTS (SELECT FROM suppressions s WHERE s.address = r.email)"
+        "   OR EXISTS (SELECT FROM preferences p WHERE p.user_id = e.user_id AND e.category = ANY (p.refused_email)))"
+        "  AS suppressed"
+    )
+
+
+async def postpone_email(connection: Connection, email_id: UUID, claim: UUID, delay_seconds: float) -> None:
+    """Put a claimed email back, as if it had not been tried."""
+    await connection.execute(
+        "UPDATE emails SET state = 'queued', attempts = attempts - 1,"
+        " next_attempt_at = now() + make_interval(secs => $3) WHERE id = $1 AND claim = $2 AND state = 'claimed'",
+        email_id,
+        claim,
+        delay_seconds,
+    )
 
 
 async def begin_sending(connection: Connection, email_id: UUID, claim: UUID) -> bool:
@@ -228,6 +255,15 @@ async def release_abandoned_emails(connection: Connection, lease_seconds: float,
 async def get_refused_email(connection: Connection, user_id: UUID) -> Sequence[str]:
     """The categories of email the user does not want."""
     return await connection.fetchval("SELECT refused_email FROM preferences WHERE user_id = $1", user_id) or []
+
+
+async def add_refused_email(connection: Connection, user_id: UUID, category: str) -> None:
+    await connection.execute(
+        "INSERT INTO preferences (user_id, refused_email) VALUES ($1, ARRAY[$2::text]) ON CONFLICT (user_id) DO UPDATE"
+        " SET refused_email = array_remove(preferences.refused_email, $2) || $2, updated_at = now()",
+        user_id,
+        category,
+    )
 
 
 async def set_refused_email(connection: Connection, user_id: UUID, categories: Sequence[str]) -> None:

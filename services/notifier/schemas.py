@@ -1,10 +1,11 @@
 """Request and response shapes."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from services.notifier import models
 from services.notifier.errors import InvalidLastEventId
@@ -106,6 +107,68 @@ class Delivery(msgspec.Struct, frozen=True):
             delivery.last_status,
             delivery.last_error,
             delivery.created_at,
+        )
+
+
+class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exactly one of: `{"all": true}`, `{"user_ids": [...]}`, `{"locale": "de"}`."""
+
+    all: Literal[True] | UnsetType = UNSET
+    user_ids: Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=1000)] | UnsetType = UNSET
+    locale: Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2}(-[A-Z]{2})?$")] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if sum(choice is not UNSET for choice in (self.all, self.user_ids, self.locale)) != 1:
+            raise ValueError("Expected exactly one of `all`, `user_ids` and `locale`")
+
+    def model(self) -> models.Audience:
+        return models.Audience(
+            None if isinstance(self.user_ids, UnsetType) else tuple(self.user_ids),
+            None if isinstance(self.locale, UnsetType) else self.locale,
+        )
+
+
+class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=20_000)]
+    audience: Audience
+    html: Annotated[str, msgspec.Meta(max_length=40_000)] | None = None
+    send_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
+class Campaign(msgspec.Struct, frozen=True):
+    """`queued` counts emails still to be sent; `ambiguous` those of which nobody can know whether they were."""
+
+    id: UUID
+    name: str
+    subject: str
+    state: models.CampaignState
+    total: int
+    queued: int
+    sent: int
+    failed: int
+    suppressed: int
+    ambiguous: int
+    send_at: datetime | None
+    created_at: datetime | None
+
+    @classmethod
+    def of(cls, progress: models.Progress) -> "Campaign":
+        campaign = progress.campaign
+        return cls(
+            id=campaign.id,
+            name=campaign.name,
+            subject=campaign.subject,
+            state=progress.state,
+            total=progress.total,
+            queued=progress.queued,
+            sent=progress.sent,
+            failed=progress.failed,
+            suppressed=progress.suppressed,
+            ambiguous=progress.ambiguous,
+            send_at=campaign.send_at,
+            created_at=campaign.created_at,
         )
 
 

@@ -7,23 +7,28 @@ to leave. Woken at commit in the same process; polling finds what others queued 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from email.message import EmailMessage
+from uuid import UUID
 
-from services.notifier import repository
+from services.notifier import campaign_repository, repository
 from services.notifier.channels.email import Composer, NotSendable, Result, Smtp
-from services.notifier.models import Email, Outcome, RetryPolicy, greeting_name
+from services.notifier.models import Campaign, Email, Outcome, RetryPolicy, greeting_name
 from services.notifier.settings import Settings
 from services.notifier.texts import Texts
 from shared import metrics
 from shared.consumer import delay
 from shared.database import Database
-from shared.errors import TenfoldError
+from shared.errors import NotFound, TenfoldError
 from shared.ids import new_id
+from shared.limits import Limit, RateLimiter
 from shared.logs import get_logger
 
 log = get_logger()
 
 _ERROR_LENGTH = 500
 _NOTE_ATTEMPTS = 6
+_TURNS = 20
+_POSTPONE_SECONDS = 2.0
 
 EMAILS = metrics.Counter("tenfold_notifier_emails_total", "Attempts to send email by outcome", ("category", "outcome"))
 ABANDONED = metrics.Counter("tenfold_notifier_emails_abandoned_total", "Emails whose sender went away with them")
@@ -34,7 +39,9 @@ class NotOurs(Exception):
 
 
 class Sender:
-    def __init__(self, db: Database, smtp: Smtp, composer: Composer, texts: Texts, settings: Settings) -> None:
+    def __init__(
+        self, db: Database, smtp: Smtp, composer: Composer, texts: Texts, limiter: RateLimiter, settings: Settings
+    ) -> None:
         self._db = db
         self._smtp = smtp
         self._composer = composer
@@ -46,6 +53,9 @@ class Sender:
             longest_delay=settings.email_longest_retry_seconds,
             retry_ambiguous=settings.email_retry_ambiguous,
         )
+        self._limiter = limiter
+        self._domain_limit = Limit(settings.email_domain_per_second, 1)
+        self._last_campaign: Campaign | None = None
         self._woken = asyncio.Event()
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
@@ -104,7 +114,12 @@ class Sender:
 
     async def _deliver(self, email: Email) -> None:
         try:
+            if not await self._may_send(email):
+                return
             result = await self._attempt(email)
+        except TenfoldError as error:  # its lease runs out, and it is tried again
+            log.warning("email_not_attempted", email_id=str(email.id), error=str(error))
+            return
         except NotOurs:
             log.warning("email_taken_over", email_id=str(email.id))
             return
@@ -118,10 +133,10 @@ class Sender:
                 if not await repository.begin_sending(tx, email.id, email.claim):
                     raise NotOurs
 
+        if email.suppressed:
+            return Result(Outcome.SUPPRESSED, "not wanted, or the address refuses email")
         try:
-            name = greeting_name(email.display_name)
-            content = self._texts.email(email.category, email.locale, email.context | {"display_name": name})
-            message = self._composer.compose(content, name, email.address, email.message_id)
+            message = await self._compose(email)
             return await self._smtp.send(message, before_data)
         except NotSendable as error:
             return Result(Outcome.REFUSED, str(error))
@@ -134,6 +149,40 @@ class Sender:
             log.exception("email_not_attempted", email_id=str(email.id))
             return Result(Outcome.POSTPONED, type(error).__name__)
 
+    async def _compose(self, email: Email) -> EmailMessage:
+        name = greeting_name(email.display_name)
+        if email.campaign_id is None:
+            content = self._texts.email(email.category, email.locale, email.context | {"display_name": name})
+            return self._composer.compose(content, name, email.address, email.message_id)
+        campaign = await self._campaign(email.campaign_id)
+        url = self._texts.unsubscribe_url(email.unsubscribe_token)
+        content = self._texts.campaign(campaign.subject, campaign.text, campaign.html, email.locale, url)
+        return self._composer.compose(content, name, email.address, email.message_id, url)
+
+    async def _campaign(self, campaign_id: UUID) -> Campaign:
+        """The texts of a campaign do not change, so the last one is kept."""
+        if self._last_campaign is None or self._last_campaign.id != campaign_id:
+            async with self._db.transaction() as tx:
+                self._last_campaign = await campaign_repository.get_campaign(tx, campaign_id)
+        if self._last_campaign is None:
+            raise NotFound
+        return self._last_campaign
+
+    async def _may_send(self, email: Email) -> bool:
+        """Wait for the turn that the limit of the recipient's provider gives to a campaign's email; false when that
+        takes long, and the email is back in the queue."""
+        if email.campaign_id is None or email.suppressed:
+            return True
+        domain = email.address.rpartition("@")[2]
+        for _ in range(_TURNS):
+            decision = await self._limiter.hit(f"email:{domain}", self._domain_limit)
+            if decision.allowed:
+                return True
+            await asyncio.sleep(decision.retry_after)
+        async with self._db.transaction() as tx:
+            await repository.postpone_email(tx, email.id, email.claim, _POSTPONE_SECONDS)
+        return False
+
     async def _note(self, email: Email, result: Result) -> None:
         state, seconds = self._policy.decide(result.outcome, email.attempts)
         for attempt in range(1, _NOTE_ATTEMPTS + 1):
@@ -142,6 +191,8 @@ class Sender:
                     await repository.finish_attempt(
                         tx, email.id, email.claim, state, seconds, result.reason[:_ERROR_LENGTH] or None
                     )
+                    if result.bounced:
+                        await campaign_repository.suppress_address(tx, email.address, result.reason[:_ERROR_LENGTH])
             except TenfoldError as error:
                 log.warning("email_not_noted", email_id=str(email.id), error=str(error))
                 await asyncio.sleep(delay(attempt))

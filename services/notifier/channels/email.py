@@ -69,8 +69,11 @@ class SmtpUrl:
 
 @dataclass(frozen=True)
 class Result:
+    """`bounced`: the server knows no such address, or takes nothing for it."""
+
     outcome: Outcome
     reason: str = ""
+    bounced: bool = False
 
 
 class Composer:
@@ -86,8 +89,13 @@ class Composer:
         """Where message ids are from."""
         return self._from.domain
 
-    def compose(self, content: Content, to_name: str, to_address: str, message_id: str) -> EmailMessage:
-        """Raises `NotSendable` for addresses that no server takes. What people wrote cannot add a header."""
+    def compose(
+        self, content: Content, to_name: str, to_address: str, message_id: str, unsubscribe_url: str | None = None
+    ) -> EmailMessage:
+        """Raises `NotSendable` for addresses that no server takes. What people wrote cannot add a header.
+
+        With `unsubscribe_url` mail programs offer to unsubscribe by one click (RFC 8058).
+        """
         message = EmailMessage(policy=_ASCII)
         message["From"] = self._from
         message["To"] = _address(to_name, to_address)
@@ -95,6 +103,9 @@ class Composer:
         message["Date"] = format_datetime(self._clock.now())
         message["Message-ID"] = message_id
         message["Auto-Submitted"] = "auto-generated"  # so that nobody's auto-reply answers (RFC 3834)
+        if unsubscribe_url is not None:
+            message["List-Unsubscribe"] = f"<{unsubscribe_url}>"
+            message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
         message.set_content(content.text)
         message.add_alternative(content.html, subtype="html")
         return message
@@ -167,7 +178,8 @@ def judge(error: Exception, stage: Stage) -> Result:
     a 5xx before RCPT (login, sender, policy) would be the same for every email, and is ours to put right."""
     if isinstance(error, aiosmtplib.SMTPResponseException) and 400 <= error.code <= 599:
         final = error.code >= 500 and stage != "opening"
-        return Result(Outcome.REFUSED if final else Outcome.POSTPONED, f"{error.code} {one_line(str(error.message))}")
+        reason = f"{error.code} {one_line(str(error.message))}"
+        return Result(Outcome.REFUSED if final else Outcome.POSTPONED, reason, final and stage == "addressed")
     reason = f"{type(error).__name__}: {one_line(str(error))}"
     return Result(Outcome.AMBIGUOUS if stage == "data" else Outcome.POSTPONED, reason)
 

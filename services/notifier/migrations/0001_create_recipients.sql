@@ -6,6 +6,7 @@ CREATE TABLE recipients (
     locale          text NOT NULL DEFAULT 'en',
     source_version  bigint NOT NULL DEFAULT 0, -- the account's version that this is as new as
     stream_position bigint NOT NULL DEFAULT 0, -- of the newest entry of the user's stream, also when that is deleted
+    unsubscribe_token uuid NOT NULL DEFAULT gen_random_uuid() UNIQUE, -- in the links of campaigns
     updated_at      timestamptz NOT NULL DEFAULT now()
 );
 

@@ -7,7 +7,7 @@ CREATE TABLE emails (
     context         jsonb NOT NULL,
     message_id      text NOT NULL,
     state           text NOT NULL DEFAULT 'queued'
-                    CHECK (state IN ('queued', 'claimed', 'sending', 'sent', 'failed', 'ambiguous')),
+                    CHECK (state IN ('queued', 'claimed', 'sending', 'sent', 'failed', 'ambiguous', 'suppressed')),
     attempts        integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     claim           uuid,

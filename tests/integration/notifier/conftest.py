@@ -41,8 +41,8 @@ class Issuer:
         self._key = Ed25519PrivateKey.generate()
         self.url = ""
 
-    def token(self, user_id: UUID, seconds: float = 600) -> str:
-        return issue(Principal(user_id, new_id(), Role.USER, int(time.time() + seconds)), "k", self._key, 0)
+    def token(self, user_id: UUID, seconds: float = 600, role: Role = Role.USER) -> str:
+        return issue(Principal(user_id, new_id(), role, int(time.time() + seconds)), "k", self._key, 0)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Issuer"]:

@@ -1,0 +1,28 @@
+-- One text to many users. What is derived from its emails (sent, failed, whether it is done) is counted, not stored.
+CREATE TABLE campaigns (
+    id              uuid PRIMARY KEY,
+    name            text NOT NULL,
+    subject         text NOT NULL,
+    text            text NOT NULL,
+    html            text,
+    audience        jsonb NOT NULL,
+    send_at         timestamptz NOT NULL,
+    state           text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'paused', 'cancelled')),
+    prepared        boolean NOT NULL DEFAULT false, -- whether every recipient has an email in the queue
+    created_by      uuid NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now()
+);
+
+ALTER TABLE emails ADD COLUMN campaign_id uuid REFERENCES campaigns ON DELETE CASCADE;
+-- At most one email a recipient, whatever is done twice.
+CREATE UNIQUE INDEX emails_campaign_recipient ON emails (campaign_id, user_id) WHERE campaign_id IS NOT NULL;
+CREATE INDEX emails_campaign_state ON emails (campaign_id, state, next_attempt_at) WHERE campaign_id IS NOT NULL;
+DROP INDEX emails_due;
+CREATE INDEX emails_due ON emails (next_attempt_at) WHERE state = 'queued' AND campaign_id IS NULL;
+
+-- Addresses that refused email for good.
+CREATE TABLE suppressions (
+    address         text PRIMARY KEY,
+    reason          text NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now()
+);
