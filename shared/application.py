@@ -252,10 +252,14 @@ def decode_body(raw: bytes, type_: type[T]) -> T:
         first = error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(str(error)) from None
+    except RecursionError:
+        raise Malformed("nested too deeply") from None
     try:
         document = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # broken after the first wrong field
         raise Malformed(str(error)) from None
+    except RecursionError:
+        raise Malformed("nested too deeply") from None
     raise InvalidInput(_all_field_errors(document, type_) or [_field_error(first)])
 
 

@@ -79,6 +79,8 @@ class TokenVerifier:
         """Raises `Unauthenticated` unless the token is ours, whole and not expired."""
         if len(token) > _MAX_TOKEN_LENGTH:
             raise Unauthenticated("the token is too long")
+        if not token.isascii():
+            raise Unauthenticated("the token is not valid")
         digest = hashlib.blake2b(token.encode(), digest_size=16).digest()
         principal = self._verified.get(digest)
         if principal is None:
@@ -123,6 +125,7 @@ class JwksClient:
         self._keys: Mapping[str, Ed25519PublicKey] = {}
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
+        self._answered_at = float("-inf")
         self._lock = asyncio.Lock()
 
     async def public_key(self, key_id: str) -> Ed25519PublicKey | None:
@@ -133,7 +136,10 @@ class JwksClient:
         return self._keys.get(key_id)
 
     async def _refresh(self, key_id: str) -> None:
+        came_at = time.monotonic()
         async with self._lock:
+            if self._answered_at >= came_at:
+                return  # who waited shares the outcome: else callers would try one after the other
             fresh = key_id in self._keys and time.monotonic() - self._fetched_at <= _REFRESH_SECONDS
             # Without any key every try counts: a process that starts before users must not turn callers away for long.
             just_tried = time.monotonic() - self._tried_at < _REFETCH_SECONDS
@@ -148,6 +154,7 @@ class JwksClient:
                 self._fetched_at = time.monotonic()
             except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError, ValueError) as error:
                 log.warning("jwks_not_fetched", error=repr(error), stale=bool(self._keys))
+            self._answered_at = time.monotonic()
 
 
 def parse_jwks(document: bytes) -> dict[str, Ed25519PublicKey]:

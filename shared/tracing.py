@@ -5,6 +5,7 @@ sampled and 12 us not. Without `OTEL_EXPORTER_OTLP_ENDPOINT` nothing is exported
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
@@ -43,9 +44,11 @@ async def opened(service: str, endpoint: str | None, sample_ratio: float) -> Asy
     try:
         yield
     finally:
-        # The exporter may ignore its own timeout, so the flush runs aside and is given up after a while.
-        flushed = asyncio.get_running_loop().run_in_executor(None, provider.shutdown)
-        await asyncio.wait([flushed], timeout=_SHUTDOWN_SECONDS)
+        # The exporter may ignore its own timeout, so the flush is given up after a while. It runs in a daemon thread:
+        # the process would wait for one of the loop's executor.
+        flush = threading.Thread(target=provider.shutdown, name="flush-spans", daemon=True)
+        flush.start()
+        await asyncio.to_thread(flush.join, _SHUTDOWN_SECONDS)
 
 
 @contextmanager

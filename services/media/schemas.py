@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from services.media import models
 
-Title = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Title = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*(?!\n)$")]
 
 
 class ChangeMedia(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,11 @@ from services.users.repository import StoredKey
 from shared.auth import Principal, issue
 from shared.clock import Clock
 from shared.database import Database
+from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.logs import get_logger
+
+log = get_logger()
 
 _RELOAD_SECONDS = 5.0
 
@@ -73,11 +77,16 @@ class SigningKeys:
             self._use(await repository.list_signing_keys(tx))
 
     async def _reload(self) -> None:
-        """At most every few seconds, whatever key ids tokens name."""
+        """At most every few seconds, whatever key ids tokens name. Without the database the known keys stay in use."""
         async with self._lock:
-            if time.monotonic() - self._loaded_at > _RELOAD_SECONDS:
+            if time.monotonic() - self._loaded_at <= _RELOAD_SECONDS:
+                return
+            try:
                 async with self._db.transaction() as tx:
                     self._use(await repository.list_signing_keys(tx))
+            except Unavailable as error:
+                log.warning("keys_not_reloaded", error=str(error))
+                self._loaded_at = time.monotonic()
 
     def _use(self, stored: Sequence[StoredKey]) -> None:
         newest = stored[0]

@@ -11,9 +11,13 @@ from services.users import models
 
 Password = Annotated[str, Meta(min_length=8, max_length=256)]
 Address = Annotated[str, Meta(min_length=3, max_length=models.MAX_ADDRESS_LENGTH)]
-DisplayName = Annotated[str, Meta(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
+# `$` alone would let a line feed at the end pass.
+DisplayName = Annotated[
+    str,
+    Meta(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*(?!\n)$"),
+]
 Bio = Annotated[str, Meta(max_length=1000, pattern=r"^[^\x00]*$")]
-Locale = Annotated[str, Meta(pattern=r"^[a-z]{2}(-[A-Z]{2})?$")]
+Locale = Annotated[str, Meta(pattern=r"^[a-z]{2}(-[A-Z]{2})?(?!\n)$")]
 
 
 class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,15 +1,20 @@
 import asyncio
 from collections.abc import AsyncIterator
+from typing import NoReturn
 
 import asyncpg
 import msgspec
 import pytest
 
+from services.users import repository
 from services.users.app import SERVICE
-from services.users.keys import UnreadableKeys
+from services.users.keys import SigningKeys, UnreadableKeys
 from services.users.settings import Settings
 from shared.auth import TokenVerifier, parse_jwks
-from shared.errors import Unauthenticated
+from shared.clock import SystemClock
+from shared.database import Database
+from shared.errors import Unauthenticated, Unavailable
+from shared.health import Health
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
@@ -251,3 +256,26 @@ async def test_the_private_key_is_not_readable_in_the_database(settings: Setting
         finally:
             await connection.close()
         assert stored.startswith(b"gAAAA")  # a Fernet token
+
+
+async def test_the_keys_are_known_while_the_database_is_away(
+    settings: Settings, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        Database.opened("users", settings, health, repository.CONSTRAINTS) as db,
+        SigningKeys.opened(db, settings.signing_key_secret, SystemClock()) as keys,
+    ):
+        known = await keys.public_keys()
+        asked = 0
+
+        def away() -> NoReturn:
+            nonlocal asked
+            asked += 1
+            raise Unavailable("the database is away")
+
+        monkeypatch.setattr(db, "transaction", away)
+        monkeypatch.setattr(keys, "_loaded_at", float("-inf"))
+        assert await keys.public_keys() == known
+        assert await keys.public_key("forged") is None
+        assert await keys.public_key("forged too") is None
+        assert asked == 1

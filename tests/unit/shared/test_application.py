@@ -113,3 +113,9 @@ def test_a_page_tells_where_the_next_begins() -> None:
 def test_foreign_cursors_are_invalid_input(cursor: str) -> None:
     with pytest.raises(InvalidInput):
         PageQuery(cursor=cursor).before()
+
+
+@pytest.mark.parametrize("where", [b"%s", b'{"name":%s}', b'{"unknown":%s}'])
+def test_a_body_nested_too_deeply_is_malformed(where: bytes) -> None:
+    with pytest.raises(Malformed, match="nested"):
+        decode_body(where % (b"[" * 30_000 + b"]" * 30_000), Order)

@@ -1,14 +1,17 @@
+import asyncio
 import base64
 import json
 import time
+from typing import cast
 from uuid import UUID
 
+import aiohttp
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from shared.auth import ALGORITHM, AUDIENCE, ISSUER, TYPE, Principal, Role, TokenVerifier, issue, parse_jwks
-from shared.errors import Unauthenticated
+from shared.auth import ALGORITHM, AUDIENCE, ISSUER, TYPE, JwksClient, Principal, Role, TokenVerifier, issue, parse_jwks
+from shared.errors import Unauthenticated, Unavailable
 from shared.ids import new_id
 from shared.testing import FixedClock
 
@@ -111,3 +114,43 @@ def test_only_ed25519_keys_are_taken_from_a_key_set() -> None:
     good = {"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": x}
     others = [{"kty": "oct", "kid": "b", "k": "AAAA"}, {"kty": "OKP", "crv": "X25519", "kid": "c", "x": x}]
     assert list(parse_jwks(json.dumps({"keys": [good, *others]}).encode())) == ["a"]
+
+
+class Hanging:
+    """A client session to a server that takes the connection and then breaks it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.called = asyncio.Event()
+        self.broken = asyncio.Event()
+
+    def get(self, _url: str, **_options: object) -> "Hanging":
+        return self
+
+    async def __aenter__(self) -> None:
+        self.calls += 1
+        self.called.set()
+        await self.broken.wait()
+        raise aiohttp.ServerDisconnectedError
+
+    async def __aexit__(self, *_error: object) -> None: ...
+
+
+async def test_callers_who_wait_for_the_keys_share_one_try() -> None:
+    users = Hanging()
+    keys = JwksClient("http://users/", cast("aiohttp.ClientSession", users))
+    waiting = [asyncio.create_task(keys.public_key("k1")) for _ in range(20)]
+    await users.called.wait()
+    users.broken.set()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert users.calls == 1
+    with pytest.raises(Unavailable):  # and who comes later tries again
+        await keys.public_key("k1")
+    assert users.calls == 2
+
+
+@pytest.mark.parametrize("token", ["\udcff", "a.b.c\udc80", "", "."])
+async def test_what_is_no_text_is_no_token(token: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await TokenVerifier(Keys(), CLOCK).verify(token)
