@@ -1,6 +1,6 @@
 """Migrations: plain SQL files, forward only, applied in order, each in one transaction, under an advisory lock.
 
-A file that is one `CREATE` or `DROP INDEX CONCURRENTLY` runs outside of one, as it must, on a connection of its own that
+A file that is one `CREATE` or `DROP INDEX CONCURRENTLY` runs outside of one, as it must, on its own connection, which
 should be a direct one. What an attempt that failed has left is removed before the next.
 
 A service's schema gets the platform's own tables first (`shared/migrations`: outbox, inbox, ...), then the service's
