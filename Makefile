@@ -64,7 +64,7 @@ test-e2e: $(READY) ## Run the whole flow through the gateway
 
 ##@ Check
 .PHONY: check
-check: lint types test-fast lint-infra ## Run all gates: lint, types, fast tests, infrastructure files
+check: lint types test-fast lint-sql lint-infra ## Run all gates: lint, types, fast tests, infrastructure files
 
 .PHONY: lint
 lint: $(READY) ## Check style, formatting and the import contracts
@@ -83,6 +83,10 @@ test-fast: $(READY) # unit and contract tests in one run
 .PHONY: lint-infra
 lint-infra: ## Check shell scripts, workflows, Compose, HAProxy and the chart with the tools that are there
 	@scripts/lint-infra.sh
+
+.PHONY: lint-sql
+lint-sql: $(READY) ## Check that migrations do not stop the traffic (squawk; .squawk.toml says which rules)
+	@$(BIN)/squawk shared/migrations/*.sql services/*/migrations/*.sql
 
 .PHONY: format
 format: $(READY) ## Format the code and mend what ruff can mend

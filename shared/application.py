@@ -69,7 +69,8 @@ NO_CONTENT: Reply[None] = Reply(None)
 
 @dataclass(frozen=True)
 class Route:
-    """A line of the URL table. `consumes` lists content types of a body that the handler reads itself."""
+    """A line of the URL table. `consumes` lists content types of a body that the handler reads itself; `idempotent`
+    says that it takes an Idempotency-Key, with `call.once`."""
 
     method: str
     path: str
@@ -78,6 +79,7 @@ class Route:
     status: int = 200
     streaming: bool = False
     consumes: tuple[str, ...] = ()
+    idempotent: bool = False
 
     @functools.cached_property
     def signature(self) -> "Signature":

@@ -8,8 +8,9 @@ The result is stored in the transaction of the effect, so there is never one wit
         ...
         await once.keep(tx, account)
 
-The handler renders the same answer from the same result. Same key and other body: 422. In progress: 409. Keys belong to
-the caller and are kept for 24 hours.
+The handler renders the same answer from the same result. Same key and other body: 422. In progress: 409, `Retry-After`.
+Keys belong to the caller and are kept for 24 hours. A result is kept as it is, so it must not hold a secret: what opens
+sessions takes no key (docs/adr/0020).
 """
 
 import hashlib
@@ -31,6 +32,9 @@ _KEPT = "24 hours"
 class InProgress(Conflict):
     type = "idempotency-in-progress"
     title = "A request with this Idempotency-Key is in progress"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "1"})
 
 
 class KeyReused(InvalidInput):

@@ -1,8 +1,12 @@
 """Migrations: plain SQL files, forward only, applied in order, each in one transaction, under an advisory lock.
 
+A file that is one `CREATE` or `DROP INDEX CONCURRENTLY` runs outside of one, as it must, on its own connection, which
+should be a direct one. What an attempt that failed has left is removed before the next.
+
 A service's schema gets the platform's own tables first (`shared/migrations`: outbox, inbox, ...), then the service's
 (`services/<name>/migrations`). What was applied is kept with its checksum in `schema_migrations`; a file that changed
-after it was applied is refused. Locks and statements are bounded, so a migration fails rather than stop the traffic.
+after it was applied is refused. Locks and statements are bounded, so a migration fails rather than stop the traffic:
+who waits for a table makes everybody behind it wait too, so it waits briefly, steps back and tries again.
 
 `python -m shared.migrate bootstrap ADMIN_URL` makes the roles and schemas: one of each a service, named for it.
 """
@@ -10,6 +14,7 @@ after it was applied is refused. Locks and statements are bounded, so a migratio
 import asyncio
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +29,16 @@ log = get_logger()
 PLATFORM = Path(__file__).parent / "migrations"
 _LOCK = 0x74656E66  # any number, the same in every process; the lock is per schema by its second key
 _CONNECT_SECONDS = 5.0
+# For the transaction only, so that a pooler hands the connection on as it was. First the wait for another migrator,
+# then, with the lock held, what the migration itself may take.
+_WAIT_FOR_OTHERS = "SET LOCAL lock_timeout = '120s'; SET LOCAL statement_timeout = '120s'"
+_BOUNDS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'"
+_CONCURRENT = re.compile(r"^\s*(CREATE|DROP)\s.*\bINDEX CONCURRENTLY\b", re.IGNORECASE | re.MULTILINE)
+_INVALID = """
+    SELECT quote_ident(c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+     WHERE NOT i.indisvalid AND c.relnamespace = current_schema::regnamespace
+"""
+_STEP_BACK_SECONDS = 1.0
 _TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
         origin text NOT NULL, name text NOT NULL, checksum text NOT NULL,
@@ -40,6 +55,10 @@ class Migration:
     origin: str
     name: str
     sql: str
+
+    @property
+    def concurrent(self) -> bool:
+        return _CONCURRENT.search(self.sql) is not None
 
     @property
     def checksum(self) -> str:
@@ -71,34 +90,77 @@ def pending(migrations: list[Migration], applied: Mapping[tuple[str, str], str])
     return rest
 
 
-async def migrate(url: str, service: str, folder: Path) -> list[str]:
-    """Bring the schema to the newest state; returns what was applied."""
-    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+async def migrate(url: str, service: str, folder: Path, *, attempts: int = 20) -> list[str]:
+    """Bring the schema to the newest state; returns what was applied.
+
+    A migration that does not get its locks is tried `attempts` times. Raises `MigrationError`, or what PostgreSQL says;
+    the migrations before the failed one stay applied, of the failed one nothing stays.
+    """
+    connection = await _connect(url)
     try:
         applied = []
-        await connection.execute("SET lock_timeout = '5s'; SET statement_timeout = '60s'")
         for migration in find(service, folder):
-            async with connection.transaction():
-                # One lock a transaction, so it also holds behind PgBouncer; others wait, then find it applied.
-                await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext(current_schema))", _LOCK)
-                await connection.execute(_TABLE)
-                if migration not in pending(find(service, folder), await _applied(connection)):
-                    continue
-                await connection.execute(migration.sql)
-                await connection.execute(
-                    "INSERT INTO schema_migrations (origin, name, checksum) VALUES ($1, $2, $3)",
-                    migration.origin, migration.name, migration.checksum,
-                )  # fmt: skip
-            applied.append(f"{migration.origin}/{migration.name}")
-            log.info("migration_applied", schema=service, migration=applied[-1])
+            if await _patiently(url, connection, migration, service, folder, attempts):
+                applied.append(f"{migration.origin}/{migration.name}")
+                log.info("migration_applied", schema=service, migration=applied[-1])
         return applied
+    finally:
+        await connection.close(timeout=_CONNECT_SECONDS)
+
+
+async def _patiently(
+    url: str, connection: asyncpg.Connection, migration: Migration, service: str, folder: Path, attempts: int
+) -> bool:
+    for left in reversed(range(attempts)):
+        try:
+            return await _apply(url, connection, migration, find(service, folder))
+        except asyncpg.LockNotAvailableError:
+            if not left:
+                raise
+            log.warning("migration_waits_for_lock", schema=service, migration=migration.name, attempts_left=left)
+            await asyncio.sleep(_STEP_BACK_SECONDS)
+    raise ValueError("attempts must be at least 1")
+
+
+async def _apply(url: str, connection: asyncpg.Connection, migration: Migration, known: list[Migration]) -> bool:
+    """Whether it was this call that applied the migration."""
+    async with connection.transaction():
+        # One lock a transaction, so it also holds behind PgBouncer; others wait, then find it applied.
+        await connection.execute(_WAIT_FOR_OTHERS)
+        await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext(current_schema))", _LOCK)
+        await connection.execute(_BOUNDS)
+        await connection.execute(_TABLE)
+        if migration not in pending(known, await _applied(connection)):
+            return False
+        if migration.concurrent:
+            # And the last statement before the wait: the portal of a query keeps a snapshot, which the build would wait
+            # for.
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            await _apply_alone(url, migration)
+        else:
+            await connection.execute(migration.sql)
+        await connection.execute(
+            "INSERT INTO schema_migrations (origin, name, checksum) VALUES ($1, $2, $3)",
+            migration.origin, migration.name, migration.checksum,
+        )  # fmt: skip
+        return True
+
+
+async def _apply_alone(url: str, migration: Migration) -> None:
+    """Takes as long as it takes: it blocks nobody. The lock that the caller holds keeps other migrators away."""
+    connection = await _connect(url)
+    try:
+        await connection.execute("SET statement_timeout = 0")
+        for row in await connection.fetch(_INVALID):
+            await connection.execute(f"DROP INDEX CONCURRENTLY {row[0]}")
+        await connection.execute(migration.sql)
     finally:
         await connection.close(timeout=_CONNECT_SECONDS)
 
 
 async def require_current(url: str, service: str, folder: Path) -> None:
     """Raise `MigrationError` when the schema is behind the code; a service asks before it starts."""
-    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+    connection = await _connect(url)
     try:
         known = await connection.fetchval("SELECT to_regclass('schema_migrations') IS NOT NULL")
         missing = pending(find(service, folder), await _applied(connection) if known else {})
@@ -110,6 +172,11 @@ async def require_current(url: str, service: str, folder: Path) -> None:
             f"the schema of {service} is behind by {len(missing)} migration(s): {names}; "
             f"run `python -m services.{service} migrate` first"
         )
+
+
+async def _connect(url: str) -> asyncpg.Connection:
+    # Prepared statements would outlive the transaction that a pooler lends the connection for.
+    return await asyncpg.connect(url, timeout=_CONNECT_SECONDS, statement_cache_size=0)
 
 
 async def _applied(connection: asyncpg.Connection) -> dict[tuple[str, str], str]:

@@ -5,11 +5,36 @@ from typing import Any, cast
 
 import msgspec
 
+from shared import idempotency
 from shared.application import Access, Route
-from shared.errors import Problem
+from shared.errors import (
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    Malformed,
+    NotFound,
+    Problem,
+    RateLimited,
+    TenfoldError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedType,
+)
 
 _REF = "#/components/schemas/{name}"
-_PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+_PROBLEM: dict[str, Any] = {
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+}
+
+_IDEMPOTENCY_KEY = {
+    "name": idempotency.HEADER,
+    "in": "header",
+    "description": "Sent again with the same key and body within 24 hours, the request has no second effect and gets "
+    "the first answer. With another body: 422. While the first is in progress: 409 with Retry-After.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.MAX_LENGTH},
+}
 
 
 def document(title: str, version: str, routes: Sequence[Route]) -> dict[str, Any]:
@@ -50,6 +75,8 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         operation["parameters"].append({"name": name, "in": "path", "required": True, "schema": schemas[repr(type_)]})
     if signature.query is not None:
         operation["parameters"] += _query_parameters(signature.query)
+    if route.idempotent:
+        operation["parameters"].append(_IDEMPOTENCY_KEY)
     if signature.body is not None:
         operation["requestBody"] = {
             "required": True,
@@ -59,6 +86,7 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": {type_: {} for type_ in route.consumes}}
     operation["responses"] = {
         **_success(route, schemas),
+        **{str(error.status): _problem(error) for error in sorted(_errors(route), key=lambda e: e.status)},
         "default": {"description": "A problem (RFC 9457)", **_PROBLEM},
     }
     if route.access in (Access.USER, Access.ADMIN):
@@ -66,6 +94,34 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     elif route.access is Access.OPTIONAL:
         operation["security"] = [{}, {"token": []}]
     return operation
+
+
+def _errors(route: Route) -> set[type[TenfoldError]]:
+    """What any route of this kind may answer; what only its use case knows of is under `default`."""
+    signature = route.signature
+    errors: set[type[TenfoldError]] = {Malformed, RateLimited, Unavailable, DeadlineExceeded}
+    if route.access is not Access.PUBLIC:
+        errors.add(Unauthenticated)
+    if route.access is Access.ADMIN:
+        errors.add(Forbidden)
+    if signature.path:
+        errors.add(NotFound)
+    if signature.query is not None:
+        errors.add(InvalidInput)
+    if signature.body is not None or route.consumes:
+        errors |= {TooLarge, UnsupportedType, InvalidInput}
+    if route.idempotent:
+        errors |= {Conflict, InvalidInput}
+    return errors
+
+
+def _problem(error: type[TenfoldError]) -> dict[str, Any]:
+    headers: dict[str, Any] = {}
+    if error in (RateLimited, Unavailable):
+        headers["Retry-After"] = {"description": "Seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+    if error is Unauthenticated:
+        headers["WWW-Authenticate"] = {"schema": {"type": "string"}}
+    return {"description": error.title, **({"headers": headers} if headers else {}), **_PROBLEM}
 
 
 def _success(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -55,12 +55,13 @@ class Backing:
                 await connection.close()
 
     @asynccontextmanager
-    async def schema(self, service: str) -> AsyncIterator["Schema"]:
-        """A fresh schema for one test, with the migrations of `service` applied, and a role that owns it."""
+    async def schema(self, service: str, *, migrated: bool = True) -> AsyncIterator["Schema"]:
+        """A fresh schema for one test, with the migrations of `service` unless it is to be empty, and its role."""
         name = f"{service}_{secrets.token_hex(4)}"
         await migrate.bootstrap(self.postgres, {name: "test"})
         schema = Schema(_as_role(self.postgres, name), tuple(_as_role(url, name) for url in self.replicas))
-        await migrate.migrate(schema.url, service, SERVICES / service / "migrations")
+        if migrated:
+            await migrate.migrate(schema.url, service, SERVICES / service / "migrations")
         try:
             yield schema
         finally:

@@ -8,7 +8,7 @@ _ACCEPTED = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/avif",
 
 def routes(h: Handlers) -> list[Route]:
     return [
-        Route("POST", "/api/v1/media", h.upload, status=202, streaming=True, consumes=_ACCEPTED),
+        Route("POST", "/api/v1/media", h.upload, status=202, streaming=True, consumes=_ACCEPTED, idempotent=True),
         Route("GET", "/api/v1/media", h.list_media),
         Route("GET", "/api/v1/media/usage", h.get_usage),
         Route("GET", "/api/v1/media/{media_id}", h.get_media),

@@ -6,7 +6,7 @@ from shared.application import Access, Route
 
 def routes(h: Handlers) -> list[Route]:
     return [
-        Route("POST", "/api/v1/users", h.register, Access.PUBLIC, 201),
+        Route("POST", "/api/v1/users", h.register, Access.PUBLIC, 201, idempotent=True),
         Route("GET", "/api/v1/users/me", h.get_own_account),
         Route("PATCH", "/api/v1/users/me", h.change_own_account),
         Route("GET", "/api/v1/users/{user_id}", h.get_profile, Access.PUBLIC),

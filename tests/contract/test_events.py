@@ -3,8 +3,10 @@
 `python -m tests.contract.test_events` writes the schemas anew, for new events and compatible changes.
 """
 
-import importlib
 import json
+import os
+import subprocess
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_type_hints
 from uuid import UUID
@@ -16,22 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.events import Event, json_schema
-
-SERVICES = Path(__file__).parents[2] / "services"
-
-
-def declared(module: str, name: str) -> list[tuple[str, type[Event]]]:
-    """(service, event) of every service that has such a module."""
-    found = []
-    for path in sorted(SERVICES.glob(f"*/{module}.py")):
-        service = path.parent.name
-        events = getattr(importlib.import_module(f"services.{service}.{module}"), name)
-        found += [(service, event) for event in events]
-    return found
-
-
-PRODUCED = declared("events", "PRODUCES")
-CONSUMED = declared("consumed", "CONSUMES")
+from tests.contract.compatibility import broken_since, incompatibilities
+from tests.contract.declared import CONSUMED, PRODUCED, ROOT, SERVICES
 
 
 def path_of(service: str, event: type[Event]) -> Path:
@@ -40,19 +28,6 @@ def path_of(service: str, event: type[Event]) -> Path:
 
 def rendered(event: type[Event]) -> str:
     return json.dumps(json_schema(event), indent=2, sort_keys=True) + "\n"
-
-
-def incompatibilities(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What a consumer of `old` would miss in `new`: a field removed, retyped or no longer always there."""
-    faults = []
-    for name, schema in old["properties"].items():
-        if name not in new["properties"]:
-            faults.append(f"{name} was removed")
-        elif schema != new["properties"][name]:
-            faults.append(f"{name} was retyped")
-        elif name in old.get("required", ()) and name not in new.get("required", ()):
-            faults.append(f"{name} is not always there any more")
-    return faults
 
 
 def test_services_publish_and_consume() -> None:
@@ -101,22 +76,94 @@ def strategies(event: type[Event]) -> dict[str, st.SearchStrategy[Any]]:
     return {name: special[hints[name]] for name in event.__struct_fields__ if hints[name] in special}
 
 
+def test_nothing_breaks_what_was_committed_or_released() -> None:
+    assert broken_since(ROOT) == {}
+
+
+NESTED = {"type": "object", "properties": {"width": {"type": "integer"}}, "required": ["width"]}
+OLD: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string"},
+        "kind": {"enum": ["x", "y"]},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "variants": {"type": "array", "items": {"$ref": "#/$defs/Variant"}},
+    },
+    "required": ["a", "variants"],
+    "x-topic": "t",
+    "$defs": {"Variant": NESTED},
+}
+
+
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("path", "value", "fault"),
     [
-        ({"properties": {}, "required": []}, "a was removed"),
-        ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, "a was retyped"),
-        ({"properties": {"a": {"type": "string"}}, "required": []}, "a is not always there any more"),
+        (("properties", "a"), None, "a was removed"),
+        (("properties", "a"), {"type": "integer"}, "a was retyped"),
+        (("properties", "a"), {"anyOf": [{"type": "string"}, {"type": "null"}]}, "a was retyped"),
+        (("properties", "maybe"), {"anyOf": [{"type": "string"}, {"type": "integer"}]}, "maybe was retyped"),
+        (("properties", "kind"), {"enum": ["x", "y", "z"]}, "kind was retyped"),
+        (("required",), ["variants"], "a is not always there any more"),
+        (("x-topic",), "other", "the event was retyped"),
+        (("properties", "variants"), {"type": "string"}, "variants was retyped"),
+        (("$defs", "Variant", "properties"), {}, "variants[].width was removed"),
+        (("$defs", "Variant", "properties", "width"), {"type": "string"}, "variants[].width was retyped"),
+        (("$defs", "Variant", "required"), [], "variants[].width is not always there any more"),
     ],
 )
-def test_the_check_finds_incompatible_changes(change: dict[str, Any], fault: str) -> None:
-    assert incompatibilities({"properties": {"a": {"type": "string"}}, "required": ["a"]}, change) == [fault]
+def test_incompatible_changes_are_found(path: tuple[str, ...], value: Any, fault: str) -> None:
+    assert incompatibilities(OLD, changed(path, value)) == [fault]
 
 
-def test_a_new_field_is_compatible() -> None:
-    old = {"properties": {"a": {"type": "string"}}, "required": ["a"]}
-    new = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["a", "b"]}
-    assert incompatibilities(old, new) == []
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("properties", "b"), {"type": "string"}),
+        (("$defs", "Variant", "properties", "b"), {"type": "string"}),
+        (("properties", "maybe"), {"type": "string"}),
+        (("properties", "kind"), {"enum": ["x"]}),
+        (("required",), ["a", "variants", "maybe"]),
+        (("title",), "Renamed"),
+    ],
+)
+def test_compatible_changes_pass(path: tuple[str, ...], value: Any) -> None:
+    assert incompatibilities(OLD, changed(path, value)) == []
+
+
+def changed(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """`OLD` with `value` at `path`, or without what is there."""
+    new = deepcopy(OLD)
+    node = new
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = value
+    if value is None:
+        del node[path[-1]]
+    return new
+
+
+def test_an_incompatible_change_is_found_though_the_schema_was_written_anew(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-c", "commit.gpgsign=false"]
+        elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, env=elsewhere, check=True, capture_output=True)
+
+    path = tmp_path / "services" / "users" / "schemas" / "user.registered.v1.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(OLD))
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    git("tag", "v1")
+    assert broken_since(tmp_path) == {}
+    path.write_text(json.dumps(changed(("properties", "a"), None)))
+    name = "services/users/schemas/user.registered.v1.json"
+    broken = ["a was removed"]
+    assert broken_since(tmp_path) == {f"HEAD:{name}": broken, f"v1:{name}": broken}
+    git("commit", "--quiet", "--all", "--message", "two")
+    assert broken_since(tmp_path) == {f"HEAD^:{name}": broken, f"v1:{name}": broken}
+    path.unlink()
+    assert broken_since(tmp_path)[f"v1:{name}"] == ["the event was removed"]
 
 
 if __name__ == "__main__":
