@@ -67,7 +67,7 @@ async def test_a_paused_replica_does_not_answer_who_needs_more(backing: Backing,
             await replica.close()
 
 
-@pytest.mark.parametrize("token", ["zzz-1", "garbage", "a-ffffffffffffffff", "-" * 500])
+@pytest.mark.parametrize("token", ["zzz-1-1", "garbage", "a-ffffffff-ffffffffffffffff", "-" * 500])
 async def test_a_forged_token_costs_no_error(db: Database, token: str) -> None:
     with consistency.tracked(token):
         async with db.transaction() as tx:
