@@ -1,42 +1,58 @@
 """Consistency tokens: how far a caller's own writes have gone, so that its reads are never older than them.
 
-A token lists, for each PostgreSQL cluster the caller has written to, the position in the write-ahead log (LSN) of its
-last write. Services read and answer it in the header `Consistency-Token`; the gateway also keeps it in a cookie. It is
-opaque to callers and not secret: a forged one can cost a read from the primary, never an error.
+A token lists, for each PostgreSQL cluster the caller has written to, the position in the write-ahead log of its last
+write: timeline and LSN. Services read and answer it in the header `Consistency-Token`; the gateway also keeps it in a
+cookie. It is opaque to callers and not secret: a forged one can cost a read from the primary, never an error.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 HEADER = "Consistency-Token"
-_MAX_CLUSTERS = 8
-_ENTRY = re.compile(r"([0-9a-z]{1,13})-([0-9a-f]{1,16})")
+_MAX_CLUSTERS = 6
+_ENTRY = re.compile(r"([0-9a-z]{1,13})-([0-9a-f]{1,8})-([0-9a-f]{1,16})")
+
+
+class Position(NamedTuple):
+    """A place in a cluster's log. A promotion begins a new timeline; an LSN alone says nothing across one, since a
+    server that stayed behind may have gone further on the old one. The later of two writes is the greater position."""
+
+    timeline: int
+    lsn: int
+
+    def reaches(self, other: "Position") -> bool:
+        """Whether a server that has replayed up to here has surely replayed `other`."""
+        return self.timeline >= other.timeline and self.lsn >= other.lsn
+
+
+ANY = Position(0, 0)
 
 
 class Positions:
     """The positions one request or event knows of, by cluster; moved forward by its own writes."""
 
-    __slots__ = ("_lsns", "written")
+    __slots__ = ("_positions", "written")
 
     def __init__(self, token: str | None = None) -> None:
-        self._lsns: dict[str, int] = {}
+        self._positions: dict[str, Position] = {}
         self.written = False
         for entry in (token or "").split(".")[:_MAX_CLUSTERS]:
             if match := _ENTRY.fullmatch(entry):
-                self._lsns[match[1]] = int(match[2], 16)
+                self._positions[match[1]] = Position(int(match[2], 16), int(match[3], 16))
 
-    def get(self, cluster: str) -> int:
-        """The LSN to be replayed before a read from `cluster`; 0 when any state will do."""
-        return self._lsns.get(cluster, 0)
+    def get(self, cluster: str) -> Position:
+        """What must be replayed before a read from `cluster`; `ANY` when any state will do."""
+        return self._positions.get(cluster, ANY)
 
-    def advance(self, cluster: str, lsn: int) -> None:
-        self._lsns[cluster] = max(lsn, self._lsns.get(cluster, 0))
+    def advance(self, cluster: str, position: Position) -> None:
+        self._positions[cluster] = max(position, self.get(cluster))
         self.written = True
 
     def token(self) -> str:
-        return ".".join(f"{cluster}-{lsn:x}" for cluster, lsn in self._lsns.items())
+        return ".".join(f"{cluster}-{at.timeline:x}-{at.lsn:x}" for cluster, at in self._positions.items())
 
 
 _current: ContextVar[Positions | None] = ContextVar("positions", default=None)

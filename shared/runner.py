@@ -23,7 +23,7 @@ import asyncpg
 import uvloop
 from aiohttp import http_parser, web
 
-from shared import http_client, logs, metrics, migrate, settings, tracing
+from shared import budget, http_client, logs, metrics, migrate, settings, tracing
 from shared.bus import InlineBus, KafkaBus
 from shared.health import Health, admin_application
 from shared.redis import Redis
@@ -161,7 +161,7 @@ def run(roles: Sequence[tuple[Service[Any], str]], environ: Mapping[str, str] = 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(name, parts))
-    except migrate.MigrationError as error:
+    except (migrate.MigrationError, budget.DoesNotFit) as error:
         return _refuse([str(error)])
     except Exception:
         log.exception("process_failed")

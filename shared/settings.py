@@ -53,6 +53,9 @@ class DataSettings(ProcessSettings, frozen=True, kw_only=True):
     database_url: str
     database_replica_urls: tuple[str, ...] = ()
     database_pool_max: Count = 10
+    # How many pools like this one share the server at most: one a process and service, and those a rollout adds.
+    database_pools: Count = 1
+    database_reserve: Annotated[int, msgspec.Meta(ge=0)] = 10
     database_acquire_seconds: Seconds = 2.0
     database_statement_seconds: Seconds = 5.0
     database_pgbouncer: bool = False

@@ -1,4 +1,3 @@
-import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -6,7 +5,7 @@ import msgspec
 import pytest
 
 from shared import consistency
-from shared.database import Connection, Database
+from shared.database import Database
 from shared.errors import Unavailable
 from shared.health import Health
 from shared.ids import new_id
@@ -47,27 +46,7 @@ async def test_who_wrote_reads_the_write_wherever_it_is_read(db: Database) -> No
             assert await db.read(things.exists, thing_id), f"write {n} was not seen"
 
 
-async def test_a_paused_replica_does_not_answer_who_needs_more(backing: Backing, db: Database) -> None:
-    await eventually(lambda: reads_from_a_replica(db))
-    replicas = [await asyncpg.connect(url) for url in backing.replicas]
-    try:
-        for replica in replicas:
-            await replica.execute("SELECT pg_wal_replay_pause()")
-        thing_id = new_id()
-        with consistency.tracked(None) as positions:
-            async with db.transaction() as tx:
-                await things.insert(tx, thing_id, "unseen")
-            token = positions.token()
-        with consistency.tracked(token):
-            assert await db.read(things.exists, thing_id)
-            assert await db.read(things.where) == "primary"
-    finally:
-        for replica in replicas:
-            await replica.execute("SELECT pg_wal_replay_resume()")
-            await replica.close()
-
-
-@pytest.mark.parametrize("token", ["zzz-1", "garbage", "a-ffffffffffffffff", "-" * 500])
+@pytest.mark.parametrize("token", ["zzz-1-1", "garbage", "a-ffffffff-ffffffffffffffff", "-" * 500])
 async def test_a_forged_token_costs_no_error(db: Database, token: str) -> None:
     with consistency.tracked(token):
         async with db.transaction() as tx:
@@ -92,36 +71,6 @@ async def test_a_failed_block_leaves_nothing(db: Database) -> None:
             raise RuntimeError
     assert not await db.read(things.exists, thing_id)
     assert called == []
-
-
-async def test_an_exhausted_pool_answers_within_its_time(data_settings: DataSettings, health: Health) -> None:
-    settings = msgspec.structs.replace(
-        data_settings, database_pool_max=1, database_acquire_seconds=0.2, database_replica_urls=()
-    )
-    async with Database.opened("things", settings, health) as db, db.transaction():
-        with pytest.raises(Unavailable, match="no database connection"):
-            async with db.transaction():
-                raise AssertionError("there is no second connection")
-
-
-async def test_cancelled_requests_give_their_connections_back(data_settings: DataSettings, health: Health) -> None:
-    settings = msgspec.structs.replace(data_settings, database_pool_max=4, database_replica_urls=())
-
-    async def slow(connection: Connection) -> None:
-        await connection.execute("SELECT pg_sleep(5)")
-
-    async with Database.opened("things", settings, health) as db:
-        for _ in range(25):
-            running = [asyncio.create_task(db.read(slow)) for _ in range(4)]
-            await eventually(lambda: _in_flight(db, 4), every=0.002)
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-        assert await asyncio.gather(*(db.read(things.where) for _ in range(8))) == ["primary"] * 8
-
-
-async def _in_flight(db: Database, number: int) -> bool:
-    return db._primary.in_flight == number
 
 
 async def test_a_long_statement_is_cut_off(data_settings: DataSettings, health: Health) -> None:

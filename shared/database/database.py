@@ -1,0 +1,259 @@
+"""What callers use: transactions, reads, and the choice of the server that answers them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import asyncpg
+
+from shared import budget, consistency, metrics
+from shared.database.primary import Primary
+from shared.database.replica import Replica
+from shared.database.server import GONE, PoolExhausted, Server
+from shared.errors import TenfoldError, Unavailable
+from shared.health import Health
+from shared.logs import get_logger
+from shared.settings import DataSettings
+
+Record = asyncpg.Record
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = get_logger()
+
+# How long a read may wait for one of the places that reads have on the primary when the replicas cannot answer.
+_FALLBACK_SECONDS = 0.25
+# The primary was shut down or demoted: the other pooled connections to it are of no use either.
+_DEMOTED = (
+    asyncpg.exceptions.AdminShutdownError,
+    asyncpg.exceptions.CrashShutdownError,
+    asyncpg.exceptions.CannotConnectNowError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
+)
+
+# target: primary, replica-N or none; reason: any (no token was needed), token (a replica has replayed it; on the
+# primary: none has), no_replica (none is configured), replicas_out, shed.
+READS = metrics.Counter("tenfold_database_reads_total", "Reads by target", ("service", "target", "reason"))
+
+
+class Connection(Protocol):
+    """What a query needs. `Transaction` is one; so is what `Database.read` hands out."""
+
+    async def fetch(self, sql: str, *args: object) -> list[Record]: ...
+    async def fetchrow(self, sql: str, *args: object) -> Record | None: ...
+    async def fetchval(self, sql: str, *args: object) -> Any: ...
+    async def execute(self, sql: str, *args: object) -> str: ...
+    async def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> None: ...
+
+
+class Transaction:
+    """A transaction in progress, on the primary. It commits when its block ends and rolls back when it raises."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._after_commit: list[Callable[[], object]] = []
+        self.fetch = connection.fetch
+        self.fetchrow = connection.fetchrow
+        self.fetchval = connection.fetchval
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+
+    def savepoint(self) -> Any:
+        """`async with tx.savepoint():` undoes only its own block when that raises."""
+        return self._connection.transaction()
+
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once the transaction is durable; not at all when it rolls back. It must not raise or wait."""
+        self._after_commit.append(callback)
+
+    def committed(self) -> None:
+        for callback in self._after_commit:
+            callback()
+
+
+class Database:
+    """The primary, its replicas, and which of them may answer a read. Open it with `Database.opened`."""
+
+    def __init__(
+        self,
+        service: str,
+        primary: Primary,
+        replicas: Sequence[Replica],
+        constraints: Mapping[str, type[TenfoldError]],
+        fallback: int,
+    ) -> None:
+        self.service = service
+        self._primary = primary
+        self._replicas = replicas
+        self._constraints = constraints
+        self._fallback = asyncio.Semaphore(fallback)
+        self._turn = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls,
+        service: str,
+        settings: DataSettings,
+        health: Health,
+        constraints: Mapping[str, type[TenfoldError]] | None = None,
+    ) -> "AsyncIterator[Database]":
+        """`constraints` maps names of constraints to the error that a violation of them means.
+
+        Raises `budget.DoesNotFit` when the server cannot have as many connections as are configured.
+        """
+        primary = Primary(service, settings)
+        replicas = [Replica(n, url, service, settings, primary) for n, url in enumerate(settings.database_replica_urls)]
+        # Reads that no replica can answer leave the other half of the primary's connections to the writes.
+        db = cls(service, primary, replicas, constraints or {}, max(1, settings.database_pool_max // 2))
+        async with AsyncExitStack() as stack:
+            for server in (primary, *replicas):
+                await server.open()
+            stack.push_async_callback(_close_all, (primary, *replicas))
+            await db._check_budget(settings)
+            if replicas or primary.has_several_hosts:
+                watchers = [asyncio.create_task(work) for work in (primary.watch(), *(r.follow() for r in replicas))]
+                stack.push_async_callback(_cancel_all, watchers)
+            health.add(f"{service}-database", db.check)
+            yield db
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Run the block in one transaction on the primary; afterwards the caller's token covers its writes.
+
+        Raises `Unavailable` when no connection becomes free in time or the primary is away, and the error that
+        `constraints` names when one is violated. When the connection is lost during the commit nobody knows whether it
+        took place: that is `Unavailable` too.
+        """
+        async with self._translated(), self._primary.lease() as lease:
+            await lease.begin()
+            tx = Transaction(lease.connection)
+            yield tx
+            await lease.commit()
+            tx.committed()
+            if consistency.is_tracked():
+                await self._note_position(lease.connection)
+
+    async def read(
+        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call `query(connection, *args)` where its answer is not older than what the caller wrote.
+
+        A replica that fails is taken out and the read goes on elsewhere; so `query` must only read. Raises
+        `Unavailable` when too many reads are on the primary already for want of replicas.
+        """
+        async with self._translated():
+            positions = consistency.current()
+            for replica in self._able(positions):
+                reason = "any" if positions.get(replica.cluster) == consistency.ANY else "token"
+                try:
+                    return await self._read(replica, reason, query, *args, **kwargs)
+                except PoolExhausted:
+                    raise
+                except (TimeoutError, Unavailable, *GONE) as error:
+                    replica.take_out(type(error).__name__)
+            if not self._replicas:
+                return await self._read(self._primary, "no_replica", query, *args, **kwargs)
+            for replica in self._replicas:
+                replica.ask()
+            reason = "token" if any(replica.usable for replica in self._replicas) else "replicas_out"
+            async with self._place_on_primary():
+                return await self._read(self._primary, reason, query, *args, **kwargs)
+
+    async def check(self) -> None:
+        """Raise unless the primary answers; readiness asks."""
+        async with self._translated(), self._primary.lease() as lease:
+            await lease.connection.fetchval("SELECT 1")
+
+    def _able(self, positions: consistency.Positions) -> list[Replica]:
+        """The replicas that may answer, the least busy first; those equally busy take turns."""
+        able = [r for r in self._replicas if r.usable and r.position.reaches(positions.get(r.cluster))]
+        if len(able) > 1:
+            self._turn += 1
+            turn = self._turn % len(able)
+            able = sorted(able[turn:] + able[:turn], key=lambda r: r.in_flight + r.waiting)
+        return able
+
+    async def _read(
+        self,
+        server: Server,
+        reason: str,
+        query: Callable[Concatenate[Connection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        async with server.lease() as lease:
+            metrics.child(READS, self.service, server.name, reason).inc()
+            return await query(lease.connection, *args, **kwargs)
+
+    @asynccontextmanager
+    async def _place_on_primary(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_FALLBACK_SECONDS):
+                await self._fallback.acquire()
+        except TimeoutError:
+            metrics.child(READS, self.service, "none", "shed").inc()
+            raise Unavailable("no replica can answer, and the primary has as many reads as it may have") from None
+        try:
+            yield
+        finally:
+            self._fallback.release()
+
+    async def _note_position(self, connection: Any) -> None:
+        # After the commit, since its record is what a replica must have replayed. If the question fails the write still
+        # stands, so the caller gets its answer, and a position that no replica reaches until it writes again.
+        try:
+            position = await self._primary.note(connection)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            position = self._primary.unreached()
+        consistency.current().advance(self._primary.cluster, position)
+
+    async def _check_budget(self, settings: DataSettings) -> None:
+        if settings.database_pgbouncer:
+            return  # it is PgBouncer's to bound the server's connections
+        try:
+            async with self._primary.lease() as lease:
+                allowed = int(await lease.connection.fetchval("SHOW max_connections"))
+        except (OSError, TimeoutError, Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("connection_budget_unknown", database=self.service, error=type(error).__name__)
+            return
+        plan = budget.Plan(
+            pools=settings.database_pools,
+            pool=settings.database_pool_max,
+            max_connections=allowed,
+            reserve=settings.database_reserve,
+        )
+        log.info("connection_budget", database=self.service, fits=plan.fits, arithmetic=plan.arithmetic())
+        plan.require()
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Driver errors become the caller's errors; what nobody foresaw passes on and ends as a 500."""
+        try:
+            yield
+        except asyncpg.IntegrityConstraintViolationError as error:
+            named = self._constraints.get(error.constraint_name or "")
+            if named is None:
+                raise
+            raise named from error
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            raise Unavailable("the database took too long") from error
+        except (asyncpg.InterfaceError, *GONE) as error:
+            # The driver has one class for misuse and for connections that closed under a statement.
+            if isinstance(error, asyncpg.InterfaceError) and "clos" not in str(error):
+                raise
+            log.warning("database_away", database=self.service, error=type(error).__name__)
+            if isinstance(error, _DEMOTED):
+                await self._primary.pool.expire_connections()
+            raise Unavailable("the database is away") from error
+
+
+async def _close_all(servers: Sequence[Server]) -> None:
+    await asyncio.gather(*(server.close() for server in servers))
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
