@@ -3,6 +3,7 @@
 from typing import ClassVar
 from uuid import UUID
 
+from services.notifier.events import CampaignChunkQueued, CampaignCreated
 from shared.events import Event
 
 
@@ -51,4 +52,11 @@ class MediaFailed(Event, frozen=True, kw_only=True):
     reason: str
 
 
-CONSUMES: tuple[type[Event], ...] = (UserRegistered, UserUpdated, MediaProcessed, MediaFailed)
+CONSUMES: tuple[type[Event], ...] = (
+    UserRegistered,
+    UserUpdated,
+    MediaProcessed,
+    MediaFailed,
+    CampaignCreated,
+    CampaignChunkQueued,
+)

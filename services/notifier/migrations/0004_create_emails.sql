@@ -3,6 +3,7 @@ CREATE TABLE emails (
     id              uuid PRIMARY KEY,
     event_id        uuid NOT NULL,
     user_id         uuid NOT NULL REFERENCES recipients ON DELETE CASCADE,
+    campaign_id     uuid REFERENCES campaigns ON DELETE CASCADE,
     category        text NOT NULL,
     context         jsonb NOT NULL,
     message_id      text NOT NULL,
@@ -17,6 +18,9 @@ CREATE TABLE emails (
     created_at      timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT emails_event_category_key UNIQUE (event_id, category)
 );
-CREATE INDEX emails_due ON emails (next_attempt_at) WHERE state = 'queued';
+CREATE INDEX emails_due ON emails (next_attempt_at) WHERE state = 'queued' AND campaign_id IS NULL;
+-- At most one email of a campaign a recipient, whatever is done twice.
+CREATE UNIQUE INDEX emails_campaign_recipient ON emails (campaign_id, user_id) WHERE campaign_id IS NOT NULL;
+CREATE INDEX emails_campaign_state ON emails (campaign_id, state, next_attempt_at) WHERE campaign_id IS NOT NULL;
 CREATE INDEX emails_in_hand ON emails (claimed_at) WHERE state IN ('claimed', 'sending');
 CREATE INDEX emails_user_id ON emails (user_id);

@@ -13,13 +13,6 @@ CREATE TABLE campaigns (
     created_at      timestamptz NOT NULL DEFAULT now()
 );
 
-ALTER TABLE emails ADD COLUMN campaign_id uuid REFERENCES campaigns ON DELETE CASCADE;
--- At most one email a recipient, whatever is done twice.
-CREATE UNIQUE INDEX emails_campaign_recipient ON emails (campaign_id, user_id) WHERE campaign_id IS NOT NULL;
-CREATE INDEX emails_campaign_state ON emails (campaign_id, state, next_attempt_at) WHERE campaign_id IS NOT NULL;
-DROP INDEX emails_due;
-CREATE INDEX emails_due ON emails (next_attempt_at) WHERE state = 'queued' AND campaign_id IS NULL;
-
 -- Addresses that refused email for good.
 CREATE TABLE suppressions (
     address         text PRIMARY KEY,
