@@ -42,6 +42,8 @@ T = TypeVar("T")
 _JSON = "application/json"
 _encoder = msgspec.json.Encoder()
 _POINTER = re.compile(r"`\$(?P<path>.*)`$")
+# Narrow, so that `/media/usage` is no `/media/{media_id}`: a method it does not have is 405 and not 404.
+_UUID = "[0-9a-fA-F-]{32,36}"
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
 
 
@@ -170,7 +172,7 @@ def build(
     for route in routes:
         if route.access is not Access.PUBLIC and verifier is None:
             raise TypeError(f"{route.method} {route.path} needs a token verifier")
-        added = app.router.add_route(route.method, route.path, _endpoint(route, verifier))
+        added = app.router.add_route(route.method, _pattern(route), _endpoint(route, verifier))
         ROUTE[added] = route.path
         if route.streaming:
             STREAMING.add(added)
@@ -178,6 +180,12 @@ def build(
         document = _encoder.encode(documentation())
         ROUTE[app.router.add_get("/openapi.json", _constant(document))] = "/openapi.json"
     return app
+
+
+def _pattern(route: Route) -> str:
+    """The path as the router takes it."""
+    types = route.signature.path
+    return _PATH_PARAMETER.sub(lambda m: f"{{{m[1]}:{_UUID}}}" if types[m[1]] is UUID else m[0], route.path)
 
 
 def _constant(document: bytes) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
-    cursor: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    cursor: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{22}$")] | None = None
 
     def before(self) -> UUID:
         """Only items with ids below this one are asked for."""
