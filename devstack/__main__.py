@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import time
@@ -110,6 +111,7 @@ def _explain(stack: Stack, console: Console) -> None:
 
 def flow(gateway: str, mail: str, python: str) -> str:
     """Shell commands for each step of the main flow; they need curl and this Python only."""
+    python = shlex.quote(python)
     field = f"{python} -c 'import json, sys; print(json.load(sys.stdin)"
     curl = "curl -sS -w '\\n'"
     bearer = '-H "Authorization: Bearer $TOKEN"'
@@ -122,7 +124,7 @@ def flow(gateway: str, mail: str, python: str) -> str:
 TOKEN=$(curl -sS {gateway}/api/v1/sessions -H 'Content-Type: application/json' \\
   -d '{{"email": "ada@example.com", "password": "correct horse battery staple"}}' \\
   | {field}["access_token"])')
-# follow what happens, live (in the background; `kill %1` ends it)
+# follow what happens, live, in the background: kill %1 ends it
 curl -sSN {gateway}/api/v1/notifications/stream {bearer} &
 # make a photo, and upload it
 {python} -c 'import pyvips; {photo}'

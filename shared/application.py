@@ -237,9 +237,9 @@ def _path_value(raw: str, type_: Any) -> Any:
 
 
 def _query_value(request: web.Request, type_: Any) -> Any:
-    names = list(request.query)
-    if len(names) != len(set(names)):
-        raise InvalidInput([FieldError(f"?{name}", "given twice") for name in {n for n in names if names.count(n) > 1}])
+    # Iterating over the names gives each once, however often it is there.
+    if twice := [name for name in request.query if len(request.query.getall(name)) > 1]:
+        raise InvalidInput([FieldError(f"?{name}", "given twice") for name in twice])
     try:
         return msgspec.convert(dict(request.query), type_, strict=False)
     except msgspec.ValidationError as error:

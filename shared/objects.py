@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from shared.errors import Unavailable
@@ -100,3 +101,5 @@ async def _bounded(seconds: float = _CALL_SECONDS) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise Unavailable("the object store takes too long") from error
+    except BaseError as error:  # what is not there is a FileNotFoundError, and no such error
+        raise Unavailable("the object store does not answer as it should") from error

@@ -1,12 +1,13 @@
-"""Decoding and its errors, as callers see them; the HTTP side is in tests/integration/shared/test_http.py."""
+"""Decoding and its errors, as callers see them."""
 
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from shared.application import Access, Call, Reply, Route, decode_body
+from shared.application import Access, Call, Reply, Route, _query_value, decode_body
 from shared.errors import InvalidInput, Malformed
 from shared.openapi import document
 from shared.paging import Page, PageQuery, page
@@ -119,3 +120,10 @@ def test_foreign_cursors_are_invalid_input(cursor: str) -> None:
 def test_a_body_nested_too_deeply_is_malformed(where: bytes) -> None:
     with pytest.raises(Malformed, match="nested"):
         decode_body(where % (b"[" * 30_000 + b"]" * 30_000), Order)
+
+
+def test_a_query_parameter_given_twice_is_refused_by_name() -> None:
+    assert _query_value(make_mocked_request("GET", "/?limit=5"), PageQuery) == PageQuery(limit=5)
+    with pytest.raises(InvalidInput) as raised:
+        _query_value(make_mocked_request("GET", "/?limit=1&limit=2&cursor=x"), PageQuery)
+    assert [error.pointer for error in raised.value.errors] == ["?limit"]
