@@ -34,6 +34,9 @@ class Category(StrEnum):
     WELCOME = "welcome"
     MEDIA_READY = "media_ready"
     MEDIA_FAILED = "media_failed"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a name
+    VERIFY_EMAIL = "verify_email"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 - a name
 
 
 class Recipient(msgspec.Struct, frozen=True):

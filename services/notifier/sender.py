@@ -19,6 +19,7 @@ from shared.database import Database
 from shared.errors import TenfoldError
 from shared.ids import new_id
 from shared.logs import get_logger
+from shared.sealing import link_cipher
 
 log = get_logger()
 
@@ -46,6 +47,7 @@ class Sender:
             longest_delay=settings.email_longest_retry_seconds,
             retry_ambiguous=settings.email_retry_ambiguous,
         )
+        self._links = link_cipher(settings.link_secret)
         self._woken = asyncio.Event()
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
@@ -120,7 +122,8 @@ class Sender:
 
         try:
             name = greeting_name(email.display_name)
-            content = self._texts.email(email.category, email.locale, email.context | {"display_name": name})
+            context = email.context | {"display_name": name, "token": self._token(email)}
+            content = self._texts.email(email.category, email.locale, context)
             message = self._composer.compose(content, name, email.address, email.message_id)
             return await self._smtp.send(message, before_data)
         except NotSendable as error:
@@ -133,6 +136,11 @@ class Sender:
             # Raised before or beside the sending (a broken template, say): the next release may do better.
             log.exception("email_not_attempted", email_id=str(email.id))
             return Result(Outcome.POSTPONED, type(error).__name__)
+
+    def _token(self, email: Email) -> str:
+        """Of the email's link, opened for this message only; empty where it has none."""
+        sealed: str = email.context.get("sealed_token", "")
+        return self._links.decrypt(sealed).decode() if sealed else ""
 
     async def _note(self, email: Email, result: Result) -> None:
         state, seconds = self._policy.decide(result.outcome, email.attempts)

@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import msgspec
@@ -10,45 +9,10 @@ from services.users.keys import UnreadableKeys
 from services.users.settings import Settings
 from shared.auth import TokenVerifier, parse_jwks
 from shared.errors import Unauthenticated
-from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
-from tests.serving import Answer, Api, serving
-
-PASSWORD = "correct horse battery"  # not a secret: a test's
-ANN = {"email": "Ann@Example.org", "password": PASSWORD, "display_name": "Ann"}
-
-
-@pytest.fixture
-def settings(data_settings: DataSettings) -> Settings:
-    values = msgspec.structs.asdict(data_settings) | {
-        "bus": "inline",
-        "signing_key_secret": "s" * 32,
-        "argon2_memory_kib": 8192,
-        "argon2_time": 1,
-    }
-    return msgspec.convert(values, Settings)
-
-
-@pytest.fixture
-async def api(settings: Settings, backing: Backing) -> AsyncIterator[Api]:
-    await backing.replicated()
-    async with serving(SERVICE, settings) as opened:
-        yield opened
-
-
-async def register(api: Api, name: str = "ann") -> Answer:
-    return await api.post("/api/v1/users", {**ANN, "email": f"{name}@example.org"})
-
-
-async def log_in(api: Api, name: str = "ann", password: str = PASSWORD) -> Answer:
-    return await api.post("/api/v1/sessions", {"email": f"{name}@example.org", "password": password})
-
-
-async def token(api: Api, name: str = "ann") -> str:
-    await register(api, name)
-    access: str = (await log_in(api, name)).body["access_token"]
-    return access
+from tests.integration.users.people import ANN, log_in, register, token
+from tests.serving import Api, serving
 
 
 async def test_register_log_in_and_read_the_own_account(api: Api) -> None:
