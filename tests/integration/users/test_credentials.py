@@ -70,7 +70,8 @@ async def test_a_reset_is_answered_the_same_whoever_is_meant(api: Api, spy: Spy,
     await spy.next(UserPasswordResetRequested)
 
     async def worked_off() -> bool:
-        return await sql.fetchval("SELECT count(*) FROM password_reset_requests") == 0
+        count: int = await sql.fetchval("SELECT count(*) FROM password_reset_requests")
+        return count == 0
 
     await eventually(worked_off)
     assert await sql.fetchval("SELECT count(*) FROM one_time_tokens WHERE purpose = 'reset_password'") == 1

@@ -154,7 +154,7 @@ def test_ambiguous_is_tried_again_only_where_that_is_wanted() -> None:
 
 
 def test_the_delays_last_for_a_day() -> None:
-    settings = Settings(database_url="", jwks_url="", smtp_url="smtp://mail")
+    settings = Settings(database_url="", jwks_url="", smtp_url="smtp://mail", link_secret="l" * 32)
     policy = RetryPolicy(
         settings.email_max_attempts, settings.email_first_retry_seconds, settings.email_longest_retry_seconds, False
     )
