@@ -82,7 +82,7 @@ async def traces(platform: Platform, person: Person, ids: list[str]) -> list[str
     finally:
         await connection.close()
     if platform.stack.urls.redis:
-        client = redis.asyncio.Redis.from_url(platform.stack.urls.redis)
+        client: Any = redis.asyncio.Redis.from_url(platform.stack.urls.redis)
         async for key in client.scan_iter():
             kind = (await client.type(key)).decode()
             values = await client.hgetall(key) if kind == "hash" else await client.get(key) if kind == "string" else b""
