@@ -32,7 +32,7 @@ from devstack.topology import Topology
 REPOSITORY = HERE.parent
 SERVICES = ("gateway", "users", "media", "notifier")
 WITH_DATABASE = ("users", "media", "notifier")
-_SECRET_NAMES = ("postgres_admin", "postgres_replication", "users_signing_key", "media_url", *WITH_DATABASE)
+_SECRET_NAMES = ("postgres_admin", "postgres_replication", "users_signing_key", "link", "media_url", *WITH_DATABASE)
 _STOP_SECONDS = 5.0
 
 
@@ -339,6 +339,7 @@ class Stack:
             "REUSE_PORT": "",
             "REDIS_URL": self._redis.url if self._redis else "",
             "USERS_SIGNING_KEY_SECRET": self._secrets["users_signing_key"],
+            "LINK_SECRET": self._secrets["link"],
             "OBJECT_STORE_URL": objects.as_uri(),
             "MEDIA_URL_SECRET": self._secrets["media_url"],
             "SMTP_URL": f"smtp://127.0.0.1:{self._smtp_port}",

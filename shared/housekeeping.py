@@ -5,7 +5,7 @@ import random
 
 import asyncpg
 
-from shared import consumer, idempotency
+from shared import consumer, forgetting, idempotency
 from shared.database import Database
 from shared.errors import TenfoldError
 from shared.logs import get_logger
@@ -20,6 +20,11 @@ async def keep_tidy(db: Database) -> None:
     while True:
         await asyncio.sleep(_EVERY_SECONDS * random.uniform(0.5, 1))  # noqa: S311 - spreading load
         try:
-            log.info("tidied", keys=await idempotency.clean_up(db), handled=await consumer.clean_up(db))
+            log.info(
+                "tidied",
+                keys=await idempotency.clean_up(db),
+                handled=await consumer.clean_up(db),
+                forgotten=await forgetting.clean_up(db),
+            )
         except (TenfoldError, asyncpg.PostgresError) as error:
             log.warning("not_tidied", error=str(error))

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -25,6 +25,7 @@ from aiohttp import http_parser, web
 
 from shared import budget, http_client, logs, metrics, migrate, settings, tracing
 from shared.bus import InlineBus, KafkaBus
+from shared.errors import TenfoldError
 from shared.health import Health, admin_application
 from shared.redis import Redis
 from shared.settings import DataSettings, ProcessSettings
@@ -113,6 +114,14 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Command:
+    """What an operator runs once: `python -m services.<name> <command> <arguments>`. It answers the exit status."""
+
+    run: Callable[..., Awaitable[int]]  # (process, settings, *arguments)
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Service(Generic[S]):
     """What `python -m services.<name>` can run. `api` answers the application, `worker` starts what consumes."""
 
@@ -121,6 +130,7 @@ class Service(Generic[S]):
     api: Callable[[Process, S], Awaitable[web.Application]]
     worker: Callable[[Process, S], Awaitable[None]] | None = None
     migrations: Path | None = None
+    commands: Mapping[str, Command] = field(default_factory=dict)
 
     def roles(self) -> list[str]:
         return ["api"] + ["worker"] * (self.worker is not None) + ["migrate"] * (self.migrations is not None)
@@ -136,14 +146,40 @@ class Part(Generic[S]):
 
 
 def main(service: Service[Any]) -> NoReturn:
-    """`python -m services.<name> [api|worker|migrate]`; the default is `api`."""
-    role = sys.argv[1] if len(sys.argv) > 1 else "api"
-    if role not in service.roles() or len(sys.argv) > 2:
-        print(f"usage: python -m services.{service.name} [{'|'.join(service.roles())}]", file=sys.stderr)  # noqa: T201
+    """`python -m services.<name> [api|worker|migrate|<a command of its own>]`; the default is `api`."""
+    role, *arguments = sys.argv[1:] or ["api"]
+    command = service.commands.get(role)
+    if command is not None and len(arguments) == len(command.arguments):
+        sys.exit(run_command(service, command, arguments))
+    if role not in service.roles() or arguments:
+        usages = service.roles() + [" ".join((name, *c.arguments)) for name, c in service.commands.items()]
+        print(f"usage: python -m services.{service.name} [{'|'.join(usages)}]", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_CONFIGURATION)
     if role == "migrate":
         sys.exit(run_migrations([service]))
     sys.exit(run([(service, role)]))
+
+
+def run_command(
+    service: Service[Any], command: Command, arguments: Sequence[str], environ: Mapping[str, str] = os.environ
+) -> int:
+    """Run a command of `service` to its end; returns the exit status. What is refused is said in one line."""
+    try:
+        own = settings.load(service.settings, service.name, environ)
+    except settings.SettingsError as error:
+        return _refuse(error.lines)
+    logs.setup(service.name, "warning")
+
+    async def work() -> int:
+        async with AsyncExitStack() as stack:
+            process = Process(stack, await stack.enter_async_context(http_client.session()))
+            return await command.run(process, own, *arguments)
+
+    try:
+        return asyncio.run(work())
+    except (TenfoldError, asyncpg.PostgresError, OSError) as error:
+        print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
 
 
 def run(roles: Sequence[tuple[Service[Any], str]], environ: Mapping[str, str] = os.environ) -> int:

@@ -1,4 +1,4 @@
-"""What media's worker needs of the events it consumes, which are its own."""
+"""What media's worker needs of the events it consumes: its own, and that a user is gone."""
 
 from typing import ClassVar
 from uuid import UUID
@@ -26,4 +26,12 @@ class MediaDeleted(Event, frozen=True, kw_only=True):
     media_id: UUID
 
 
-CONSUMES: tuple[type[Event], ...] = (MediaUploaded, MediaDeleted)
+class UserDeleted(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.deleted.v1"
+    TOPIC: ClassVar = "users.events"
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+
+
+CONSUMES: tuple[type[Event], ...] = (MediaUploaded, MediaDeleted, UserDeleted)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.media.consumed import MediaDeleted, MediaUploaded
+from services.media.consumed import MediaDeleted, MediaUploaded, UserDeleted
 from services.media.processing import Processing
 from shared.consumer import On
 
@@ -11,4 +11,5 @@ def consumers(processing: Processing) -> list[On[Any]]:
     return [
         On(MediaUploaded, processing.process),
         On(MediaDeleted, processing.forget),
+        On(UserDeleted, processing.forget_owner),
     ]

@@ -14,10 +14,10 @@ from pathlib import Path
 from services.media import models, repository
 from services.media.blobs import Sweeper
 from services.media.children import CannotProcess, Children
-from services.media.consumed import MediaDeleted, MediaUploaded
+from services.media.consumed import MediaDeleted, MediaUploaded, UserDeleted
 from services.media.events import MediaFailed, MediaProcessed, VariantMade
 from services.media.models import Image, Processed
-from shared import metrics, tracing
+from shared import forgetting, metrics, tracing
 from shared.consumer import Delivery
 from shared.database import Database
 from shared.errors import Unavailable
@@ -72,6 +72,13 @@ class Processing:
 
     async def forget(self, _delivery: Delivery[MediaDeleted]) -> None:
         """Delete the bytes, now that the deletion is committed."""
+        await self._sweeper.sweep()
+
+    async def forget_owner(self, delivery: Delivery[UserDeleted]) -> None:
+        """Everything the user had, and the bytes that nobody else has."""
+        async with delivery.transaction() as tx:
+            await forgetting.forget(tx, delivery.event.user_id)
+            await repository.delete_all_of(tx, delivery.event.user_id)
         await self._sweeper.sweep()
 
     async def _result(self, event: MediaUploaded) -> Processed | CannotProcess:

@@ -96,6 +96,20 @@ async def delete_media(connection: Connection, media_id: UUID) -> None:
     await connection.execute("DELETE FROM media WHERE id = $1", media_id)
 
 
+async def delete_all_of(connection: Connection, owner_id: UUID) -> None:
+    """The owner's media and sums; blobs without uses are doomed."""
+    await connection.execute(
+        "WITH gone AS (DELETE FROM media WHERE owner_id = $1 RETURNING blob_id),"
+        " released AS (SELECT blob_id, count(*) AS n FROM gone GROUP BY blob_id)"
+        " UPDATE blobs SET uses = uses - n,"
+        " sha256 = CASE WHEN uses > n THEN sha256 END,"
+        " doomed_at = CASE WHEN uses > n THEN NULL ELSE now() END"
+        " FROM released WHERE id = blob_id",
+        owner_id,
+    )
+    await connection.execute("DELETE FROM usage WHERE owner_id = $1", owner_id)
+
+
 async def get_usage(connection: Connection, owner_id: UUID) -> Usage:
     row = await connection.fetchrow("SELECT bytes, items FROM usage WHERE owner_id = $1", owner_id)
     return Usage(row["bytes"], row["items"]) if row else Usage(0, 0)

@@ -16,9 +16,9 @@ from services.media.models import Image, Quota, Usage, Visibility
 from services.media.schemas import ChangeMedia
 from services.media.settings import Settings
 from services.media.signing import UrlSigner
-from shared import metrics
+from shared import forgetting, metrics
 from shared.database import Database, Transaction
-from shared.errors import Forbidden, NotFound, PreconditionFailed, TooLarge
+from shared.errors import Forbidden, NotFound, PreconditionFailed, TooLarge, Unauthenticated
 from shared.idempotency import Once
 from shared.ids import new_id
 from shared.objects import Objects
@@ -112,6 +112,8 @@ class Media:
         sha256 = intake.sha256()
         once = make_once(sha256.encode())
         async with self._db.transaction() as tx:
+            if await forgetting.is_forgotten(tx, owner_id):
+                raise Unauthenticated("the account is gone")
             if (earlier := await once.find(tx, Image)) is not None:
                 return earlier
             if not self.quota.allows(await repository.add_usage(tx, owner_id, intake.bytes)):

@@ -3,8 +3,17 @@
 from typing import ClassVar
 from uuid import UUID
 
+import msgspec
+
 from services.notifier.events import CampaignChunkQueued, CampaignCreated
 from shared.events import Event
+
+
+class SealedLink(msgspec.Struct, frozen=True):
+    """The token of a link, to be opened only where the email is composed."""
+
+    sealed_token: str
+    valid_hours: int
 
 
 class UserRegistered(Event, frozen=True, kw_only=True):
@@ -17,6 +26,7 @@ class UserRegistered(Event, frozen=True, kw_only=True):
     display_name: str
     locale: str
     version: int
+    link: SealedLink | None = None  # events from before there were links have none
 
 
 class UserUpdated(Event, frozen=True, kw_only=True):
@@ -29,6 +39,40 @@ class UserUpdated(Event, frozen=True, kw_only=True):
     display_name: str
     locale: str
     version: int
+
+
+class UserVerificationRequested(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.verification_requested.v1"
+    TOPIC: ClassVar = "users.events"
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+    link: SealedLink
+
+
+class UserPasswordResetRequested(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.password_reset_requested.v1"
+    TOPIC: ClassVar = "users.events"
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+    link: SealedLink
+
+
+class UserPasswordChanged(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.password_changed.v1"
+    TOPIC: ClassVar = "users.events"
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+
+
+class UserDeleted(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.deleted.v1"
+    TOPIC: ClassVar = "users.events"
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
 
 
 class MediaProcessed(Event, frozen=True, kw_only=True):
@@ -55,6 +99,10 @@ class MediaFailed(Event, frozen=True, kw_only=True):
 CONSUMES: tuple[type[Event], ...] = (
     UserRegistered,
     UserUpdated,
+    UserVerificationRequested,
+    UserPasswordResetRequested,
+    UserPasswordChanged,
+    UserDeleted,
     MediaProcessed,
     MediaFailed,
     CampaignCreated,

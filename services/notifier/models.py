@@ -37,6 +37,9 @@ class Category(StrEnum):
     MEDIA_FAILED = "media_failed"
     WEBHOOK_DISABLED = "webhook_disabled"
     CAMPAIGN = "campaign"  # its texts come with the campaign
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a name
+    VERIFY_EMAIL = "verify_email"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 - a name
 
 
 class Recipient(msgspec.Struct, frozen=True):

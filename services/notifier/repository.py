@@ -49,6 +49,16 @@ async def advance_stream(connection: Connection, user_id: UUID, by: int) -> Reci
     return Recipient(**row)
 
 
+async def delete_recipient(connection: Connection, user_id: UUID) -> None:
+    """With everything that hangs on it."""
+    await connection.execute("DELETE FROM recipients WHERE user_id = $1", user_id)
+
+
+async def require_recipient(connection: Connection, user_id: UUID) -> None:
+    """There is a row of the user afterwards, if need be without address."""
+    await connection.execute("INSERT INTO recipients (user_id) VALUES ($1) ON CONFLICT DO NOTHING", user_id)
+
+
 async def insert_stream_entries(connection: Connection, user_id: UUID, entries: Sequence[StreamEntry]) -> None:
     await connection.executemany(
         "INSERT INTO stream_entries (user_id, position, event, data) VALUES ($1, $2, $3, $4::text::jsonb)",

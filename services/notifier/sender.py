@@ -22,6 +22,7 @@ from shared.errors import NotFound, TenfoldError
 from shared.ids import new_id
 from shared.limits import Limit, RateLimiter
 from shared.logs import get_logger
+from shared.sealing import link_cipher
 
 log = get_logger()
 
@@ -56,6 +57,7 @@ class Sender:
         self._limiter = limiter
         self._domain_limit = Limit(settings.email_domain_per_second, 1)
         self._last_campaign: Campaign | None = None
+        self._links = link_cipher(settings.link_secret)
         self._woken = asyncio.Event()
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
@@ -152,7 +154,8 @@ class Sender:
     async def _compose(self, email: Email) -> EmailMessage:
         name = greeting_name(email.display_name)
         if email.campaign_id is None:
-            content = self._texts.email(email.category, email.locale, email.context | {"display_name": name})
+            context = email.context | {"display_name": name, "token": self._token(email)}
+            content = self._texts.email(email.category, email.locale, context)
             return self._composer.compose(content, name, email.address, email.message_id)
         campaign = await self._campaign(email.campaign_id)
         url = self._texts.unsubscribe_url(email.unsubscribe_token)
@@ -182,6 +185,11 @@ class Sender:
         async with self._db.transaction() as tx:
             await repository.postpone_email(tx, email.id, email.claim, _POSTPONE_SECONDS)
         return False
+
+    def _token(self, email: Email) -> str:
+        """Of the email's link, opened for this message only; empty where it has none."""
+        sealed: str = email.context.get("sealed_token", "")
+        return self._links.decrypt(sealed).decode() if sealed else ""
 
     async def _note(self, email: Email, result: Result) -> None:
         state, seconds = self._policy.decide(result.outcome, email.attempts)

@@ -2,21 +2,33 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from services.notifier import repository, schemas
-from services.notifier.consumed import MediaFailed, MediaProcessed, UserRegistered, UserUpdated
+from services.notifier.consumed import (
+    MediaFailed,
+    MediaProcessed,
+    UserDeleted,
+    UserPasswordChanged,
+    UserPasswordResetRequested,
+    UserRegistered,
+    UserUpdated,
+    UserVerificationRequested,
+)
 from services.notifier.errors import UnknownCategory
 from services.notifier.models import Category, Notification, StreamEntry, WebhookEvent, greeting_name
 from services.notifier.streams import Hub, Watch
 from services.notifier.texts import Texts
 from services.notifier.wakes import Wakes
-from shared.consumer import Delivery
+from shared import forgetting
+from shared.consumer import AlreadyHandled, Delivery
 from shared.database import Database, Transaction
 from shared.errors import NotFound, Unavailable
 from shared.ids import new_id
@@ -120,34 +132,70 @@ class Notifier:
         self._queue_webhooks = queue_webhooks
 
     async def welcome(self, delivery: Delivery[UserRegistered]) -> None:
-        async with delivery.transaction() as tx:
-            await self._keep(tx, delivery.event)
-            await self._tell(tx, delivery.envelope.id, delivery.event.user_id, Category.WELCOME, {})
+        event = delivery.event
+        async with self._about(delivery, event.user_id) as tx:
+            await self._keep(tx, event)
+            link = msgspec.to_builtins(event.link) if event.link else {}
+            await self._tell(tx, delivery.envelope.id, event.user_id, Category.WELCOME, {}, in_email=link)
 
     async def keep_recipient(self, delivery: Delivery[UserUpdated]) -> None:
-        async with delivery.transaction() as tx:
+        async with self._about(delivery, delivery.event.user_id) as tx:
             await self._keep(tx, delivery.event)
             tx.after_commit(self._wake_sender)  # what has waited for an address
+
+    async def send_verification(self, delivery: Delivery[UserVerificationRequested]) -> None:
+        await self._send_link(delivery, Category.VERIFY_EMAIL)
+
+    async def send_password_reset(self, delivery: Delivery[UserPasswordResetRequested]) -> None:
+        await self._send_link(delivery, Category.RESET_PASSWORD)
+
+    async def tell_password_changed(self, delivery: Delivery[UserPasswordChanged]) -> None:
+        user_id = delivery.event.user_id
+        async with self._about(delivery, user_id) as tx:
+            await self._tell(tx, delivery.envelope.id, user_id, Category.PASSWORD_CHANGED, {})
+
+    async def forget(self, delivery: Delivery[UserDeleted]) -> None:
+        """The inbox, the stream, all email, sent or not, and the address. What comes later is passed over."""
+        async with delivery.transaction() as tx:
+            await forgetting.forget(tx, delivery.event.user_id)
+            await repository.delete_recipient(tx, delivery.event.user_id)
 
     async def tell_media_ready(self, delivery: Delivery[MediaProcessed]) -> None:
         event = delivery.event
         change = schemas.MediaChange(event.media_id, "ready", event.title)
-        async with delivery.transaction() as tx:
-            await self._tell(tx, delivery.envelope.id, event.owner_id, Category.MEDIA_READY, _about(change), change)
+        async with self._about(delivery, event.owner_id) as tx:
+            await self._tell(tx, delivery.envelope.id, event.owner_id, Category.MEDIA_READY, _data(change), change)
             told = msgspec.to_builtins(change)
             await self._queue_webhooks(tx, delivery.envelope.id, event.owner_id, WebhookEvent.MEDIA_PROCESSED, told)
 
     async def tell_media_failed(self, delivery: Delivery[MediaFailed]) -> None:
         event = delivery.event
         change = schemas.MediaChange(event.media_id, "failed", event.title, event.reason)
-        async with delivery.transaction() as tx:
-            await self._tell(tx, delivery.envelope.id, event.owner_id, Category.MEDIA_FAILED, _about(change), change)
+        async with self._about(delivery, event.owner_id) as tx:
+            await self._tell(tx, delivery.envelope.id, event.owner_id, Category.MEDIA_FAILED, _data(change), change)
             told = msgspec.to_builtins(change)
             await self._queue_webhooks(tx, delivery.envelope.id, event.owner_id, WebhookEvent.MEDIA_FAILED, told)
+
+    @asynccontextmanager
+    async def _about(self, delivery: Delivery[Any], user_id: UUID) -> AsyncIterator[Transaction]:
+        """The transaction of an effect for this user. Ends the handler for one who is gone: topics know no order."""
+        async with delivery.transaction() as tx:
+            if await forgetting.is_forgotten(tx, user_id):
+                raise AlreadyHandled
+            yield tx
 
     async def tell_webhook_disabled(self, tx: Transaction, event_id: UUID, user_id: UUID, url: str) -> None:
         """In the transaction that disables it."""
         await self._tell(tx, event_id, user_id, Category.WEBHOOK_DISABLED, {"url": url})
+
+    async def _send_link(
+        self, delivery: Delivery[UserVerificationRequested] | Delivery[UserPasswordResetRequested], category: Category
+    ) -> None:
+        """By email only: what it opens must not lie in an inbox that a stolen session can read."""
+        event = delivery.event
+        async with self._about(delivery, event.user_id) as tx:
+            await repository.require_recipient(tx, event.user_id)
+            await self._mail(tx, delivery.envelope.id, event.user_id, category, msgspec.to_builtins(event.link))
 
     @staticmethod
     async def _keep(tx: Transaction, event: UserRegistered | UserUpdated) -> None:
@@ -163,7 +211,10 @@ class Notifier:
         category: Category,
         data: dict[str, Any],
         change: schemas.MediaChange | None = None,
+        *,
+        in_email: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """In the inbox, on the stream and by email; only the email knows of `in_email`."""
         recipient = await repository.advance_stream(tx, user_id, by=1 if change is None else 2)
         title, body = self._texts.notice(
             category, recipient.locale, data | {"display_name": greeting_name(recipient.display_name)}
@@ -175,15 +226,19 @@ class Notifier:
             entries.insert(0, _entry(newest - 1, "media", change))
         await repository.insert_stream_entries(tx, user_id, entries)
         tx.after_commit(partial(self._wakes.announce, user_id, newest))
-        if category in await repository.get_refused_email(tx, user_id):
-            return
+        if category not in await repository.get_refused_email(tx, user_id):
+            await self._mail(tx, event_id, user_id, category, {**data, **in_email})
+
+    async def _mail(
+        self, tx: Transaction, event_id: UUID, user_id: UUID, category: Category, context: Mapping[str, Any]
+    ) -> None:
         email_id = new_id()
         message_id = f"<{email_id}@{self._message_domain}>"
-        await repository.insert_email(tx, email_id, event_id, user_id, category, data, message_id)
+        await repository.insert_email(tx, email_id, event_id, user_id, category, context, message_id)
         tx.after_commit(self._wake_sender)
 
 
-def _about(change: schemas.MediaChange) -> dict[str, Any]:
+def _data(change: schemas.MediaChange) -> dict[str, Any]:
     """The notification's data, and what its texts are made from."""
     data: dict[str, Any] = msgspec.to_builtins(change)
     return {name: value for name, value in data.items() if name != "status" and value is not None}

@@ -8,7 +8,7 @@ import msgspec
 
 from services.notifier.channels.email import SmtpUrl
 from services.notifier.channels.webhook import Network
-from shared.settings import Count, DataSettings, Seconds
+from shared.settings import Count, DataSettings, Seconds, Secret
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -19,6 +19,7 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     smtp_url: str  # smtp://[user:password@]host[:port][?starttls=auto|always|never], or smtps://
     mail_from: str = "Tenfold <no-reply@tenfold.example>"
     public_url: str = "http://localhost:8080"
+    link_secret: Secret  # opens the tokens of links that users has sealed
     consumer_concurrency: Count = 8
 
     stream_heartbeat_seconds: Positive = 15.0

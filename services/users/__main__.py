@@ -1,4 +1,4 @@
-"""`python -m services.users [api|migrate]`."""
+"""`python -m services.users [api|migrate|create-admin EMAIL|rotate-keys]`."""
 
 from services.users.app import SERVICE
 from shared.runner import main

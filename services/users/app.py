@@ -5,14 +5,22 @@ from pathlib import Path
 
 from aiohttp import web
 
-from services.users import repository
+from services.users import tidying
+from services.users.commands import COMMANDS
 from services.users.handlers import Handlers
 from services.users.keys import SigningKeys
 from services.users.models import Profile
 from services.users.passwords import Passwords
+from services.users.repository.accounts import CONSTRAINTS
 from services.users.routes import routes
-from services.users.service import Users
+from services.users.service.accounts import Accounts
+from services.users.service.administration import Administration
+from services.users.service.audit import LateNotes
+from services.users.service.credentials import Credentials
+from services.users.service.links import Links
+from services.users.service.sessions import Sessions
 from services.users.settings import Settings
+from services.users.throttle import Throttle
 from shared import application, openapi
 from shared.auth import TokenVerifier
 from shared.cache import Cache
@@ -27,15 +35,23 @@ NAME = "users"
 
 async def api(process: Process, settings: Settings) -> web.Application:
     clock = SystemClock()
-    db = await process.enter(Database.opened(NAME, settings, process.health, repository.CONSTRAINTS))
+    db = await process.enter(Database.opened(NAME, settings, process.health, CONSTRAINTS))
     await process.background("users-housekeeping", partial(keep_tidy, db))
+    await process.background("users-tidying", partial(tidying.keep_tidy, db))
     redis = await process.redis(settings.redis_url)
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
     passwords = await process.enter(Passwords.opened(settings))
-    keys = await process.enter(SigningKeys.opened(db, settings.signing_key_secret, clock))
+    keys = await process.enter(SigningKeys.opened(db, settings, clock))
     profiles = Cache("profile", Profile, lambda profile: profile.version, redis)
-    users = Users(db, outbox, passwords, keys, profiles, settings, clock)
-    table = routes(Handlers(users, keys))
+    links, throttle, late_notes = Links(settings), Throttle(redis, settings), LateNotes(db)
+    accounts = Accounts(db, outbox, passwords, profiles, links, throttle)
+    sessions = Sessions(db, passwords, keys, throttle, late_notes, settings, clock)
+    credentials = Credentials(db, outbox, passwords, profiles, links, throttle)
+    administration = Administration(db, outbox, passwords, profiles, links)
+    await process.background("users-keys", keys.keep_rotating)
+    await process.background("users-late-notes", late_notes.keep_writing)
+    await process.background("users-resets", credentials.keep_sending_resets)
+    table = routes(Handlers(accounts, sessions, credentials, administration, keys))
     return application.build(
         NAME,
         table,
@@ -45,4 +61,4 @@ async def api(process: Process, settings: Settings) -> web.Application:
     )
 
 
-SERVICE = Service(NAME, Settings, api, migrations=Path(__file__).parent / "migrations")
+SERVICE = Service(NAME, Settings, api, migrations=Path(__file__).parent / "migrations", commands=COMMANDS)

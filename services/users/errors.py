@@ -1,6 +1,6 @@
 """The errors of users, besides those of the platform."""
 
-from shared.errors import Conflict, FieldError, InvalidInput, Unauthenticated
+from shared.errors import Conflict, FieldError, Forbidden, InvalidInput, NotFound, RateLimited, Unauthenticated
 
 
 class AddressTaken(Conflict):
@@ -29,3 +29,33 @@ class WrongCredentials(Unauthenticated):
 class InvalidRefreshToken(Unauthenticated):
     type = "invalid-refresh-token"
     title = "The refresh token is not valid, expired or spent"
+
+
+class WrongPassword(InvalidInput):
+    """Not 401: the access token is good, and the client must not take it for expired."""
+
+    type = "wrong-password"
+    title = "The current password is wrong"
+
+    def __init__(self) -> None:
+        super().__init__([FieldError("/current_password", "is not the current password")])
+
+
+class AccountDisabled(Forbidden):
+    type = "account-disabled"
+    title = "The account is disabled"
+
+
+class TooManyAttempts(RateLimited):
+    type = "too-many-attempts"
+    title = "Too many attempts with wrong credentials"
+
+
+class LinkNotValid(NotFound):
+    type = "link-not-valid"
+    title = "The link is not valid, expired or used"
+
+
+class OwnAccount(Conflict):
+    type = "own-account"
+    title = "Another administrator has to change this account"

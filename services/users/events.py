@@ -3,9 +3,18 @@
 from typing import ClassVar
 from uuid import UUID
 
+import msgspec
+
 from shared.events import Event
 
 TOPIC = "users.events"
+
+
+class SealedLink(msgspec.Struct, frozen=True):
+    """The token of a link, readable with `LINK_SECRET` only (`shared.sealing`)."""
+
+    sealed_token: str
+    valid_hours: int
 
 
 class UserRegistered(Event, frozen=True, kw_only=True):
@@ -18,6 +27,7 @@ class UserRegistered(Event, frozen=True, kw_only=True):
     display_name: str
     locale: str
     version: int
+    link: SealedLink
 
 
 class UserUpdated(Event, frozen=True, kw_only=True):
@@ -32,4 +42,51 @@ class UserUpdated(Event, frozen=True, kw_only=True):
     version: int
 
 
-PRODUCES: tuple[type[Event], ...] = (UserRegistered, UserUpdated)
+class UserVerificationRequested(Event, frozen=True, kw_only=True):
+    """Whoever owns the address is to be sent a link that proves it."""
+
+    TYPE: ClassVar = "user.verification_requested.v1"
+    TOPIC: ClassVar = TOPIC
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+    link: SealedLink
+
+
+class UserPasswordResetRequested(Event, frozen=True, kw_only=True):
+    """Whoever owns the address is to be sent a link that lets them choose a new password."""
+
+    TYPE: ClassVar = "user.password_reset_requested.v1"
+    TOPIC: ClassVar = TOPIC
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+    link: SealedLink
+
+
+class UserPasswordChanged(Event, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.password_changed.v1"
+    TOPIC: ClassVar = TOPIC
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+
+
+class UserDeleted(Event, frozen=True, kw_only=True):
+    """The account is gone: whoever has something of the user forgets it."""
+
+    TYPE: ClassVar = "user.deleted.v1"
+    TOPIC: ClassVar = TOPIC
+    KEY: ClassVar = "user_id"
+
+    user_id: UUID
+
+
+PRODUCES: tuple[type[Event], ...] = (
+    UserRegistered,
+    UserUpdated,
+    UserVerificationRequested,
+    UserPasswordResetRequested,
+    UserPasswordChanged,
+    UserDeleted,
+)

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 import msgspec
@@ -25,6 +26,7 @@ class Account(msgspec.Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     version: int
+    disabled: bool = False
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -51,6 +53,46 @@ class Client(msgspec.Struct, frozen=True):
 
     device: str
     address: str
+
+
+class Purpose(StrEnum):
+    """What the link of an email is for, and for how many hours it is good."""
+
+    VERIFY_EMAIL = "verify_email"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 - a name
+
+    @property
+    def valid_hours(self) -> int:
+        return 48 if self is Purpose.VERIFY_EMAIL else 1
+
+
+class Happening(StrEnum):
+    """What the audit table notes."""
+
+    REGISTERED = "registered"
+    LOGGED_IN = "logged_in"
+    LOGIN_FAILED = "login_failed"
+    SESSION_ENDED = "session_ended"
+    SESSIONS_ENDED = "sessions_ended"
+    REFRESH_TOKEN_REUSED = "refresh_token_reused"  # noqa: S105 - a name
+    VERIFICATION_REQUESTED = "verification_requested"
+    EMAIL_VERIFIED = "email_verified"
+    RESET_REQUESTED = "reset_requested"
+    PASSWORD_RESET = "password_reset"  # noqa: S105 - a name
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a name
+    ROLE_CHANGED = "role_changed"
+    DISABLED = "disabled"
+    ENABLED = "enabled"
+
+
+class SecurityEvent(msgspec.Struct, frozen=True):
+    """Where the client is empty, an administrator or the platform did it."""
+
+    id: UUID
+    what: Happening
+    device: str
+    address: str
+    created_at: datetime
 
 
 class Tokens(msgspec.Struct, frozen=True):

@@ -1,13 +1,14 @@
 """Request and response shapes."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from services.users import models
+from shared.paging import PageQuery
 
 Password = Annotated[str, Meta(min_length=8, max_length=256)]
 Address = Annotated[str, Meta(min_length=3, max_length=models.MAX_ADDRESS_LENGTH)]
@@ -35,6 +36,28 @@ class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refresh_token: Annotated[str, Meta(max_length=256)]
 
 
+class ChangePassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    current_password: Annotated[str, Meta(max_length=256)]
+    new_password: Password
+
+
+class RequestReset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    email: Address
+
+
+class ResetPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    new_password: Password
+
+
+class AccountQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    query: Annotated[str, Meta(max_length=254, pattern=r"^[^\x00]*$")] = ""
+
+
+class AdminChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["user", "admin"] | UnsetType = UNSET
+    disabled: bool | UnsetType = UNSET
+
+
 class ChangeAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     display_name: DisplayName | UnsetType = UNSET
     bio: Bio | UnsetType = UNSET
@@ -56,6 +79,26 @@ class User(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, account: models.Account) -> "User":
         return msgspec.convert(account, cls, from_attributes=True)
+
+
+class AdminUser(User, frozen=True, kw_only=True):
+    disabled: bool
+
+    @classmethod
+    def of(cls, account: models.Account) -> "AdminUser":
+        return msgspec.convert(account, cls, from_attributes=True)
+
+
+class SecurityEvent(msgspec.Struct, frozen=True):
+    id: UUID
+    what: str
+    device: str
+    address: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: models.SecurityEvent) -> "SecurityEvent":
+        return cls(event.id, event.what.value, event.device, event.address, event.created_at)
 
 
 class PublicProfile(msgspec.Struct, frozen=True):

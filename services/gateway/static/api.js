@@ -81,6 +81,17 @@ export async function register(account) {
   if (!response.ok) throw await problemOf(response);
 }
 
+/** A call that needs no session. Throws `Problem`. */
+export async function send(method, path, body) {
+  const options = { method };
+  if (body !== undefined) {
+    options.headers = { "Content-Type": "application/json" };
+    options.body = JSON.stringify(body);
+  }
+  const response = await fetch(path, options);
+  if (!response.ok) throw await problemOf(response);
+}
+
 export async function logIn(credentials) {
   const response = await post("/api/v1/sessions", credentials);
   if (!response.ok) throw await problemOf(response);

@@ -19,6 +19,11 @@ function say(text) {
   show($("message"), Boolean(text));
 }
 
+function note(text) {
+  $("note").textContent = text ?? "";
+  show($("note"), Boolean(text));
+}
+
 /** Runs `work`; what goes wrong is said at the top, and an ended session leads back to the entrance. */
 async function attempt(work) {
   try {
@@ -34,6 +39,7 @@ async function attempt(work) {
 // Entrance
 
 function choose(tab) {
+  for (const form of ["forgotten", "reset"]) show($(form), form === tab);
   for (const [button, form] of [["tab-log-in", "log-in"], ["tab-register", "register"]]) {
     const chosen = form === tab;
     $(button).setAttribute("aria-selected", chosen);
@@ -64,7 +70,7 @@ function showProblems(form, problem) {
   form.querySelector('[aria-invalid="true"]')?.focus();
 }
 
-function onSubmit(form, work) {
+function onSubmit(form, work, done = enter) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const button = form.querySelector("[type=submit]");
@@ -73,7 +79,7 @@ function onSubmit(form, work) {
     try {
       await work(Object.fromEntries(new FormData(form)));
       form.reset();
-      await enter();
+      await done();
     } catch (error) {
       showProblems(form, error instanceof api.Problem ? error : { message: "The server cannot be reached." });
     } finally {
@@ -302,6 +308,44 @@ document.querySelector(".tabs").addEventListener("keydown", (event) => {
   $(`tab-${other}`).focus();
 });
 onSubmit($("log-in"), api.logIn);
+$("forgot").addEventListener("click", () => choose("forgotten"));
+onSubmit(
+  $("forgotten"),
+  (wanted) => api.send("POST", "/api/v1/password-resets", wanted),
+  () => {
+    choose("log-in");
+    note("If there is an account with this address, a link is on its way to it.");
+  },
+);
+let resetToken = null;
+onSubmit(
+  $("reset"),
+  (chosen) => api.send("PUT", `/api/v1/password-resets/${encodeURIComponent(resetToken)}`, chosen),
+  () => {
+    choose("log-in");
+    note("Your password is set. Log in with it.");
+  },
+);
+
+/** Links from emails: their tokens stand behind the #, which browsers keep to themselves. */
+async function followLink() {
+  const [, purpose, token] = location.hash.match(/^#(verify|reset)=([\w-]+)$/) ?? [];
+  if (!token) return;
+  history.replaceState(null, "", location.pathname);
+  if (purpose === "reset") {
+    resetToken = token;
+    leave();
+    choose("reset");
+    $("reset").elements.new_password.focus();
+    return;
+  }
+  try {
+    await api.send("PUT", `/api/v1/email-verifications/${encodeURIComponent(token)}`);
+    note("Thank you, your address is confirmed.");
+  } catch (error) {
+    say(error instanceof api.Problem ? error.message : "The server cannot be reached.");
+  }
+}
 onSubmit($("register"), async (account) => {
   await api.register(account);
   await api.logIn({ email: account.email, password: account.password });
@@ -339,8 +383,11 @@ $("viewer-delete").addEventListener("click", () =>
   }),
 );
 
-if (api.hasSession()) {
+window.addEventListener("hashchange", followLink);
+const arrivesToReset = location.hash.startsWith("#reset=");
+if (api.hasSession() && !arrivesToReset) {
   attempt(enter).then(() => show($("entrance"), !api.hasSession()));
 } else {
   show($("entrance"), true);
 }
+followLink();

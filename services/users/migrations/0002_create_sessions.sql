@@ -8,6 +8,7 @@ CREATE TABLE sessions (
     expires_at      timestamptz NOT NULL
 );
 CREATE INDEX sessions_account_id ON sessions (account_id, id);
+CREATE INDEX sessions_expires_at ON sessions (expires_at);
 
 -- Each refresh spends one token and issues the next; a spent one that comes again ends the session.
 CREATE TABLE refresh_tokens (

@@ -172,6 +172,7 @@ def settings(data_settings: DataSettings, backing: Backing, issuer: Issuer) -> S
         jwks_url=issuer.url,
         smtp_url=backing.smtp,
         mail_from="Tenfold <no-reply@tenfold.test>",
+        link_secret="l" * 32,
         email_first_retry_seconds=0.05,
         email_poll_seconds=0.1,
     )  # fmt: skip

@@ -1,12 +1,10 @@
 import asyncio
-from collections.abc import AsyncIterator
 from typing import NoReturn
 
 import asyncpg
 import msgspec
 import pytest
 
-from services.users import repository
 from services.users.app import SERVICE
 from services.users.keys import SigningKeys, UnreadableKeys
 from services.users.settings import Settings
@@ -15,45 +13,10 @@ from shared.clock import SystemClock
 from shared.database import Database
 from shared.errors import Unauthenticated, Unavailable
 from shared.health import Health
-from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
-from tests.serving import Answer, Api, serving
-
-PASSWORD = "correct horse battery"  # not a secret: a test's
-ANN = {"email": "Ann@Example.org", "password": PASSWORD, "display_name": "Ann"}
-
-
-@pytest.fixture
-def settings(data_settings: DataSettings) -> Settings:
-    values = msgspec.structs.asdict(data_settings) | {
-        "bus": "inline",
-        "signing_key_secret": "s" * 32,
-        "argon2_memory_kib": 8192,
-        "argon2_time": 1,
-    }
-    return msgspec.convert(values, Settings)
-
-
-@pytest.fixture
-async def api(settings: Settings, backing: Backing) -> AsyncIterator[Api]:
-    await backing.replicated()
-    async with serving(SERVICE, settings) as opened:
-        yield opened
-
-
-async def register(api: Api, name: str = "ann") -> Answer:
-    return await api.post("/api/v1/users", {**ANN, "email": f"{name}@example.org"})
-
-
-async def log_in(api: Api, name: str = "ann", password: str = PASSWORD) -> Answer:
-    return await api.post("/api/v1/sessions", {"email": f"{name}@example.org", "password": password})
-
-
-async def token(api: Api, name: str = "ann") -> str:
-    await register(api, name)
-    access: str = (await log_in(api, name)).body["access_token"]
-    return access
+from tests.integration.users.people import ANN, log_in, register, token
+from tests.serving import Api, serving
 
 
 async def test_register_log_in_and_read_the_own_account(api: Api) -> None:
@@ -262,8 +225,8 @@ async def test_the_keys_are_known_while_the_database_is_away(
     settings: Settings, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
-        Database.opened("users", settings, health, repository.CONSTRAINTS) as db,
-        SigningKeys.opened(db, settings.signing_key_secret, SystemClock()) as keys,
+        Database.opened("users", settings, health) as db,
+        SigningKeys.opened(db, settings, SystemClock()) as keys,
     ):
         known = await keys.public_keys()
         asked = 0

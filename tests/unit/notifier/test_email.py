@@ -154,7 +154,7 @@ def test_ambiguous_is_tried_again_only_where_that_is_wanted() -> None:
 
 
 def test_the_delays_last_for_a_day() -> None:
-    settings = Settings(database_url="", jwks_url="", smtp_url="smtp://mail")
+    settings = Settings(database_url="", jwks_url="", smtp_url="smtp://mail", link_secret="l" * 32)
     policy = RetryPolicy(
         settings.email_max_attempts, settings.email_first_retry_seconds, settings.email_longest_retry_seconds, False
     )
@@ -164,6 +164,12 @@ def test_the_delays_last_for_a_day() -> None:
 
 def test_settings_name_what_is_wrong() -> None:
     settings = Settings(
-        database_url="", bus="inline", jwks_url="", smtp_url="mail", mail_from="nobody", email_lease_seconds=1
+        database_url="",
+        bus="inline",
+        jwks_url="",
+        link_secret="l" * 32,
+        smtp_url="mail",
+        mail_from="nobody",
+        email_lease_seconds=1,
     )
     assert [fault.partition(":")[0] for fault in settings.check()] == ["SMTP_URL", "MAIL_FROM", "EMAIL_LEASE_SECONDS"]

@@ -15,6 +15,8 @@ CONTEXT = {
     "reason": "the file is damaged",
     "media_id": "1",
     "url": "https://a.example/",
+    "token": "t0ken",
+    "valid_hours": 1,
 }
 
 
@@ -36,6 +38,28 @@ def test_every_text_is_there(texts: Texts, language: str, category: Category, mi
     assert 'href="https://photos.example/"' in content.html
     assert f'<html lang="{language}">' in content.html
     assert "{" not in content.text + title + body
+
+
+@pytest.mark.parametrize("language", ["de", "en"])
+@pytest.mark.parametrize(
+    ("category", "fragment"),
+    [
+        (Category.WELCOME, "#verify=t0ken"),
+        (Category.VERIFY_EMAIL, "#verify=t0ken"),
+        (Category.RESET_PASSWORD, "#reset=t0ken"),
+    ],
+)
+def test_links_are_in_the_email_and_nowhere_else(
+    texts: Texts, language: str, category: Category, fragment: str
+) -> None:
+    content = texts.email(category, language, CONTEXT)
+    assert f"https://photos.example/{fragment}\n" in content.text
+    assert f'href="https://photos.example/{fragment}"' in content.html
+    assert "t0ken" not in "".join(texts.notice(category, language, CONTEXT))
+
+
+def test_a_welcome_without_a_link_leads_to_the_page(texts: Texts) -> None:
+    assert "verify" not in texts.email(Category.WELCOME, "en", CONTEXT | {"token": ""}).html
 
 
 def test_html_escapes_what_people_wrote_and_text_does_not(texts: Texts) -> None:

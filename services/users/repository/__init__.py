@@ -1,0 +1,1 @@
+"""All the SQL of users, by noun, a function a question."""
