@@ -164,6 +164,12 @@ def test_the_delays_last_for_a_day() -> None:
 
 def test_settings_name_what_is_wrong() -> None:
     settings = Settings(
-        database_url="", bus="inline", jwks_url="", smtp_url="mail", mail_from="nobody", email_lease_seconds=1
+        database_url="",
+        link_secret="l" * 32,
+        bus="inline",
+        jwks_url="",
+        smtp_url="mail",
+        mail_from="nobody",
+        email_lease_seconds=1,
     )
     assert [fault.partition(":")[0] for fault in settings.check()] == ["SMTP_URL", "MAIL_FROM", "EMAIL_LEASE_SECONDS"]
