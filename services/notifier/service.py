@@ -30,7 +30,7 @@ from services.notifier.wakes import Wakes
 from shared import forgetting
 from shared.consumer import AlreadyHandled, Delivery
 from shared.database import Database, Transaction
-from shared.errors import NotFound, Unavailable
+from shared.errors import NotFound, Unauthenticated, Unavailable
 from shared.ids import new_id
 
 # In the transaction of the event's effect: event id, owner, what happened, and the data.
@@ -71,6 +71,8 @@ class Inbox:
         if unknown := sorted(set(wanted) - set(Category)):
             raise UnknownCategory(unknown)
         async with self._db.transaction() as tx:
+            if await forgetting.is_forgotten(tx, user_id):
+                raise Unauthenticated("the account is gone")
             await repository.ensure_recipient(tx, user_id)
             await repository.set_refused_email(tx, user_id, [name for name, wants in wanted.items() if not wants])
         return {category.value: wanted.get(category, True) for category in Category}

@@ -21,10 +21,10 @@ from services.notifier.errors import NotAWebhookUrl, TooManyWebhooks
 from services.notifier.models import Delivery, DeliveryInHand, Webhook, WebhookEvent
 from services.notifier.repository import ensure_recipient
 from services.notifier.settings import Settings
-from shared import metrics
+from shared import forgetting, metrics
 from shared.clock import Clock
 from shared.database import Connection, Database, Transaction
-from shared.errors import NotFound, TenfoldError
+from shared.errors import NotFound, TenfoldError, Unauthenticated
 from shared.idempotency import Once
 from shared.ids import new_id
 from shared.logs import get_logger
@@ -56,6 +56,8 @@ class Webhooks:
         async with self._db.transaction() as tx:
             if (earlier := await once.find(tx, Webhook)) is not None:
                 return earlier
+            if await forgetting.is_forgotten(tx, user_id):
+                raise Unauthenticated("the account is gone")
             await ensure_recipient(tx, user_id)
             if await repository.count_webhooks(tx, user_id) >= MAX_A_USER:
                 raise TooManyWebhooks(f"at most {MAX_A_USER}")

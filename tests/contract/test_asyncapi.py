@@ -67,11 +67,13 @@ def test_what_is_on_the_wire_fits(document: dict[str, Any], service: str, event:
         jsonschema.validate({}, {**message["headers"], **context})
 
 
-def fields(event: type[Event]) -> dict[str, Any]:
+def fields(event: type[msgspec.Struct]) -> dict[str, Any]:
     return {field.encode_name: field.type for field in msgspec.structs.fields(event) if field.required}
 
 
 def zero(type_: Any) -> Any:
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return {name: zero(t) for name, t in fields(type_).items()}
     schema = msgspec.json.schema(type_)
     if type_ is UUID:
         return "0190b7a0-0000-7000-8000-000000000001"

@@ -1,5 +1,5 @@
 """The SQL of accounts, a function a question. `get_...` answers `None` for what is not there."""
-# ruff: noqa: S608 - column lists are constants of the module
+
 
 from collections.abc import Mapping, Sequence
 from uuid import UUID

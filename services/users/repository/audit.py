@@ -39,4 +39,4 @@ async def list_security_events(
 
 
 async def delete_old_security_events(connection: Connection) -> None:
-    await connection.execute(f"DELETE FROM security_events WHERE created_at < now() - interval '{_KEPT}'")  # noqa: S608
+    await connection.execute(f"DELETE FROM security_events WHERE created_at < now() - interval '{_KEPT}'")

@@ -1,5 +1,5 @@
 """The SQL of sessions and refresh tokens."""
-# ruff: noqa: S608 - column lists are constants of the module
+
 
 from collections.abc import Sequence
 from datetime import datetime

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from services.notifier.consumed import UserDeleted
 from shared.testing import eventually
 from tests.integration.notifier.conftest import Make, Node, Person
 
@@ -255,6 +256,17 @@ async def test_email_that_is_not_wanted_is_not_sent(node: Node, person: Person) 
     _, inbox = await ask(node, "GET", "/notifications", person)
     assert len(inbox["items"]) == 3
     assert await _categories(node, person.id) == ["media_failed", "welcome"]
+
+
+async def test_who_is_deleted_leaves_and_brings_back_nothing(node: Node, person: Person) -> None:
+    await node.give(person.registered())
+    await made(node, person, "https://example.org/hook")
+    await ask(node, "PUT", "/notification-preferences", person, json={"email": {"media_ready": False}})
+    await node.give(UserDeleted(user_id=person.id))
+    body = {"url": "https://example.org/hook", "events": ["media.failed"]}
+    assert (await ask(node, "GET", "/webhooks", person))[1]["items"] == []
+    assert (await ask(node, "POST", "/webhooks", person, json=body))[0] == 401
+    assert (await ask(node, "PUT", "/notification-preferences", person, json={"email": {}}))[0] == 401
 
 
 async def test_an_unknown_category_is_named(node: Node, person: Person) -> None:
