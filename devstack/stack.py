@@ -137,6 +137,13 @@ class Stack:
     def replica_urls(self, service: str) -> list[str]:
         return [self._postgres.url(port, service, self._secrets[service]) for port in self._postgres.replica_ports]
 
+    async def promote(self) -> int:
+        """Make a replica the primary, and the other replicas follow it; returns its index. `urls` stays as it was."""
+        index = await self._postgres.promote()
+        if self.topology.synchronous:
+            await self._postgres.wait_for_replicas()
+        return index
+
     @property
     def env(self) -> dict[str, str]:
         """The environment of the service processes, without what is each one's own."""
@@ -216,6 +223,8 @@ class Stack:
                 for index in range(self.topology.postgres_replicas)
             ),
         )
+        if self.topology.synchronous:
+            await self._postgres.wait_for_replicas()
 
     def _remove_data(self, place: postgres.Place) -> None:
         postgres.remove_data(place)

@@ -55,13 +55,17 @@ class Lease:
         await self._block.start()
 
     async def commit(self) -> None:
-        block, self._block = self._block, None
-        await block.commit()
+        await self._block.commit()
+        self._block = None
 
     async def roll_back(self) -> None:
-        """Undo what was begun and not committed; a server that is gone has done so itself."""
-        if self._block is not None and not self.connection.is_closed() and self.connection.is_in_transaction():
+        """Undo what was begun and not committed. Where its state is not known it is cut, and the server undoes it."""
+        if self._block is None or self.connection.is_closed():
+            return
+        if self.connection.is_in_transaction():
             await self._block.rollback()
+        else:
+            self.connection.terminate()
 
 
 class Server:
