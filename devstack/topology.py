@@ -12,7 +12,7 @@ Broker = Literal["none", "auto", "apache", "tansu"]
 class Topology:
     """The parts of a stack. With `one_process`, `instances` processes each run all the services (BUS=inline, without
     a broker); else every service has its own processes and the counts below say how many. `synchronous`: a commit waits
-    until one replica has it."""
+    until one replica has it. `pgbouncer`: a pooler before the PostgreSQL servers, for who asks for its URLs."""
 
     postgres_replicas: int = 0
     synchronous: bool = False

@@ -98,7 +98,7 @@ async def migrate(url: str, service: str, folder: Path) -> list[str]:
 
 async def require_current(url: str, service: str, folder: Path) -> None:
     """Raise `MigrationError` when the schema is behind the code; a service asks before it starts."""
-    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS, statement_cache_size=0)
     try:
         known = await connection.fetchval("SELECT to_regclass('schema_migrations') IS NOT NULL")
         missing = pending(find(service, folder), await _applied(connection) if known else {})

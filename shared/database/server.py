@@ -77,6 +77,7 @@ class Server:
         self.waiting = 0
         self._acquire_seconds = settings.database_acquire_seconds
         self._labels = (service, name)
+        self._exhausted = metrics.child(EXHAUSTED, service, name)
         self._waits = metrics.child(ACQUIRE, service, name)
         self._returning: set[asyncio.Task[None]] = set()
         options: dict[str, Any] = connect_options(service, settings) | {"connect": connect}
@@ -129,7 +130,7 @@ class Server:
         except TimeoutError:
             # The driver waits for a free connection and for a new one's handshake under one timeout.
             if self.in_flight >= self.pool.get_max_size():
-                metrics.child(EXHAUSTED, *self._labels).inc()
+                self._exhausted.inc()
                 raise PoolExhausted("no database connection became free in time") from None
             raise Unavailable("the database does not answer") from None
         except (OSError, asyncpg.InterfaceError, *GONE) as error:
