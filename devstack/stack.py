@@ -365,6 +365,7 @@ class Stack:
             "KAFKA_SESSION_TIMEOUT_SECONDS": "6" if self.broker_kind == "tansu" else "10",
             "KAFKA_INSTANCE_ID": "",
             "REUSE_PORT": "",
+            "DATABASE_POOLS": str(max(1, self.topology.pools)),
             "REDIS_URL": self._redis.url if self._redis else "",
             "USERS_SIGNING_KEY_SECRET": self._secrets["users_signing_key"],
             "OBJECT_STORE_URL": objects.as_uri(),

@@ -60,10 +60,14 @@ class Topology:
         return "inline" if self.broker == "none" else "kafka"
 
     @property
+    def pools(self) -> int:
+        """How many pools share the primary: one for each process and service with a database."""
+        return 3 * self.instances + self.apart - self.gateway
+
+    @property
     def max_connections(self) -> int:
-        """What PostgreSQL must allow: a pool of 10 for each process and service, and a reserve for tools and tests."""
-        pools = 3 * self.instances + self.apart - self.gateway
-        return max(100, 10 * pools + 30)
+        """What PostgreSQL must allow: a pool of 10 each, and a reserve for tools and tests."""
+        return max(100, 10 * self.pools + 30)
 
     @classmethod
     def stage(cls, number: int) -> Topology:
