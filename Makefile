@@ -123,3 +123,9 @@ $(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
 # Random secrets for this machine's Compose project; never committed.
 .env: scripts/compose-env.sh
 	@scripts/compose-env.sh $@
+
+##@ Plan
+.PHONY: plan
+plan: $(READY) ## Do the connections fit the server? (REPLICAS=8 POOL=10 SURGE=1 MAX_CONNECTIONS=100 RESERVE=10 CORES=2)
+	@$(BIN)/python -m shared.budget --replicas $(or $(REPLICAS),8) --pool $(or $(POOL),10) --surge $(or $(SURGE),1) \
+		--max-connections $(or $(MAX_CONNECTIONS),100) --reserve $(or $(RESERVE),10) --cores $(or $(CORES),2)

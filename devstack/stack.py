@@ -24,6 +24,7 @@ from types import TracebackType
 import aiohttp
 
 from devstack import kafka, postgres
+from devstack.pgbouncer import PgBouncer
 from devstack.ports import free_port, free_ports
 from devstack.redis import Redis
 from devstack.supervisor import HERE, Child, ChildError, Report, Spec, StackError, Supervisor, run
@@ -137,6 +138,20 @@ class Stack:
     def replica_urls(self, service: str) -> list[str]:
         return [self._postgres.url(port, service, self._secrets[service]) for port in self._postgres.replica_ports]
 
+    def pooled_urls(self, user: str, password: str) -> tuple[str, tuple[str, ...]]:
+        """The primary and the replicas through PgBouncer, as any role."""
+        if self._pgbouncer is None:
+            raise StackError("there is no PgBouncer in this topology")
+        primary, *replicas = (self._pgbouncer.url(name, user, password) for name in ("primary", *self._replica_names()))
+        return primary, tuple(replicas)
+
+    async def promote(self) -> int:
+        """Make a replica the primary, and the other replicas follow it; returns its index. `urls` stays as it was."""
+        index = await self._postgres.promote()
+        if self.topology.synchronous:
+            await self._postgres.wait_for_replicas()
+        return index
+
     @property
     def env(self) -> dict[str, str]:
         """The environment of the service processes, without what is each one's own."""
@@ -197,9 +212,10 @@ class Stack:
             Redis(self.supervisor, self._data / "redis", durable=self._durable) if self.topology.redis else None
         )
         self._kafka: kafka.Kafka | None = None
+        self._pgbouncer: PgBouncer | None = None
         self._exits.push_async_callback(self.supervisor.stop, ["postgres-primary"])
         replicas = [f"postgres-replica-{index}" for index in range(self.topology.postgres_replicas)]
-        self._exits.push_async_callback(self.supervisor.stop, ["kafka", "redis", "mail", *replicas])
+        self._exits.push_async_callback(self.supervisor.stop, ["pgbouncer", "kafka", "redis", "mail", *replicas])
         parts = [self._start_postgres(), self._timed("mail sink", self._start_mail())]
         if self._redis:
             parts.append(self._timed("redis", self._redis.start()))
@@ -216,6 +232,18 @@ class Stack:
                 for index in range(self.topology.postgres_replicas)
             ),
         )
+        if self.topology.synchronous:
+            await self._postgres.wait_for_replicas()
+        if self.topology.pgbouncer:
+            ports = (self._postgres.primary_port, *self._postgres.replica_ports)
+            self._pgbouncer = PgBouncer(
+                self.supervisor, self._postgres.place, self._secrets["postgres_admin"],
+                dict(zip(("primary", *self._replica_names()), ports, strict=True)),
+            )  # fmt: skip
+            await self._timed("pgbouncer", self._pgbouncer.start())
+
+    def _replica_names(self) -> list[str]:
+        return [f"replica-{index}" for index in range(self.topology.postgres_replicas)]
 
     def _remove_data(self, place: postgres.Place) -> None:
         postgres.remove_data(place)
@@ -337,6 +365,7 @@ class Stack:
             "KAFKA_SESSION_TIMEOUT_SECONDS": "6" if self.broker_kind == "tansu" else "10",
             "KAFKA_INSTANCE_ID": "",
             "REUSE_PORT": "",
+            "DATABASE_POOLS": str(max(1, self.topology.pools)),
             "REDIS_URL": self._redis.url if self._redis else "",
             "USERS_SIGNING_KEY_SECRET": self._secrets["users_signing_key"],
             "LINK_SECRET": self._secrets["link"],

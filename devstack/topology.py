@@ -11,9 +11,12 @@ Broker = Literal["none", "auto", "apache", "tansu"]
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """The parts of a stack. With `one_process`, `instances` processes each run all the services (BUS=inline, without
-    a broker); else every service has its own processes and the counts below say how many."""
+    a broker); else every service has its own processes and the counts below say how many. `synchronous`: a commit waits
+    until one replica has it. `pgbouncer`: a pooler before the PostgreSQL servers, for who asks for its URLs."""
 
     postgres_replicas: int = 0
+    synchronous: bool = False
+    pgbouncer: bool = False
     redis: int = 0
     broker: Broker = "none"
     one_process: bool = False
@@ -29,6 +32,8 @@ class Topology:
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), int) and value < 0:
                 raise ValueError(f"{field.name} must not be negative")
+        if self.synchronous and not self.postgres_replicas:
+            raise ValueError("synchronous needs a replica that commits wait for")
         if self.redis > 1:
             raise ValueError("redis is 0 or 1")
         if self.one_process:
@@ -55,10 +60,14 @@ class Topology:
         return "inline" if self.broker == "none" else "kafka"
 
     @property
+    def pools(self) -> int:
+        """How many pools share the primary: one for each process and service with a database."""
+        return 3 * self.instances + self.apart - self.gateway
+
+    @property
     def max_connections(self) -> int:
-        """What PostgreSQL must allow: a pool of 10 for each process and service, and a reserve for tools and tests."""
-        pools = 3 * self.instances + self.apart - self.gateway
-        return max(100, 10 * pools + 30)
+        """What PostgreSQL must allow: a pool of 10 each, and a reserve for tools and tests."""
+        return max(100, 10 * self.pools + 30)
 
     @classmethod
     def stage(cls, number: int) -> Topology:
@@ -79,6 +88,14 @@ class Topology:
                 raise ValueError(f"there is no stage {number}: choose 1, 2, 3 or 4")
 
     @classmethod
-    def backing(cls, *, replicas: int = 1, redis: int = 1, broker: Broker = "auto") -> Topology:
+    def backing(
+        cls,
+        *,
+        replicas: int = 1,
+        redis: int = 1,
+        broker: Broker = "auto",
+        synchronous: bool = False,
+        pgbouncer: bool = False,
+    ) -> Topology:
         """The servers only, no services."""
-        return cls(postgres_replicas=replicas, redis=redis, broker=broker)
+        return cls(postgres_replicas=replicas, redis=redis, broker=broker, synchronous=synchronous, pgbouncer=pgbouncer)

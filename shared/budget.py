@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 # Past as many busy connections a core of the database server, throughput no longer grew (docs/connections.md).
-_USEFUL_A_CORE = 4
+_USEFUL_A_CORE = 8
 _FEWEST = 2
 
 

@@ -16,6 +16,8 @@ from shared import migrate
 from shared.testing import eventually
 
 SERVICES = Path(__file__).parent.parent / "services"
+# DATABASE=pgbouncer: services go through it; migrations and administration go to the server itself, as in production.
+PGBOUNCER = os.environ.get("DATABASE") == "pgbouncer"
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class Backing:
         """A fresh schema for one test, with the migrations of `service` unless it is to be empty, and its role."""
         name = f"{service}_{secrets.token_hex(4)}"
         await migrate.bootstrap(self.postgres, {name: "test"})
-        schema = Schema(_as_role(self.postgres, name), tuple(_as_role(url, name) for url in self.replicas))
+        direct = Schema(_as_role(self.postgres, name), tuple(_as_role(url, name) for url in self.replicas))
         if migrated:
-            await migrate.migrate(schema.url, service, SERVICES / service / "migrations")
+            await migrate.migrate(direct.url, service, SERVICES / service / "migrations")
         try:
-            yield schema
+            yield Schema(*self.stack.pooled_urls(name, "test")) if self.stack and PGBOUNCER else direct
         finally:
             admin = await asyncpg.connect(self.postgres)
             try:
@@ -93,7 +95,8 @@ async def opened(root: Path) -> AsyncIterator[Backing]:
         async with started() as backing:
             yield backing
         return
-    async with Stack(Topology.backing(replicas=2), root=root, durable=False, keep_data=False) as stack:
+    topology = Topology.backing(replicas=2, pgbouncer=PGBOUNCER)
+    async with Stack(topology, root=root, durable=False, keep_data=False) as stack:
         assert stack.urls.redis
         assert stack.urls.kafka
         assert stack.broker_kind

@@ -39,6 +39,7 @@ def data_settings(backing: Backing, schema: Schema) -> DataSettings:
     return DataSettings(
         database_url=schema.url,
         database_replica_urls=schema.replica_urls,
+        database_pgbouncer=real.PGBOUNCER,
         redis_url=backing.redis,
         kafka_bootstrap=(backing.kafka,),
         kafka_idempotence=backing.idempotent,

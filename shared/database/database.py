@@ -152,6 +152,8 @@ class Database:
                 except PoolExhausted:
                     raise
                 except (TimeoutError, Unavailable, *GONE) as error:
+                    if isinstance(error, TimeoutError) and replica.usable:
+                        raise  # it answers its poller, so the query is slow, and would be on the primary too
                     replica.take_out(type(error).__name__)
             if not self._replicas:
                 return await self._read(self._primary, "no_replica", query, *args, **kwargs)

@@ -29,6 +29,7 @@ _STATE = """
       FROM (SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END AS lsn) AS now
      WHERE lsn IS NOT NULL
 """
+_RECORD_TIMELINE = "INSERT INTO timelines (timeline) VALUES ($1) ON CONFLICT DO NOTHING"
 
 
 class Primary(Server):
@@ -74,11 +75,16 @@ class Primary(Server):
         return next((time.monotonic() - at for at, lsn in self._samples if lsn > replayed), 0.0)
 
     async def watch(self) -> None:
-        """Keep `position` fresh, and leave a primary that hangs or was demoted, for ever."""
+        """Keep `position` fresh, tell the replicas of a new timeline, and leave a primary that hangs or was demoted;
+        for ever."""
+        recorded = 0
         while True:
             try:
                 async with self.lease() as lease, asyncio.timeout(_ANSWER_SECONDS):
-                    await self.note(lease.connection)
+                    timeline = (await self.note(lease.connection)).timeline
+                    if timeline > recorded:
+                        await lease.connection.execute(_RECORD_TIMELINE, timeline)
+                        recorded = timeline
             except Unavailable:
                 pass  # exhausted or away: the next connection is looked for on every host
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

@@ -19,11 +19,10 @@ _POLL_SECONDS = 0.25
 _AWAY_SECONDS = 1.0
 _HURRY_SECONDS = 0.01
 _ANSWER_SECONDS = 1.0
-# The control file's timeline may be behind the one that is replayed, never ahead: the safe side.
+# The timeline is read from what was replayed, before the position: it is never ahead of it.
 _STATE = """
     SELECT (SELECT system_identifier FROM pg_control_system()) AS cluster,
-           greatest((SELECT timeline_id FROM pg_control_checkpoint()),
-                    (SELECT min_recovery_end_timeline FROM pg_control_recovery())) AS timeline,
+           coalesce((SELECT max(timeline) FROM timelines), 0) AS timeline,
            pg_last_wal_replay_lsn()::text AS replayed
      WHERE pg_is_in_recovery()
 """

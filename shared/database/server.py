@@ -55,13 +55,17 @@ class Lease:
         await self._block.start()
 
     async def commit(self) -> None:
-        block, self._block = self._block, None
-        await block.commit()
+        await self._block.commit()
+        self._block = None
 
     async def roll_back(self) -> None:
-        """Undo what was begun and not committed; a server that is gone has done so itself."""
-        if self._block is not None and not self.connection.is_closed() and self.connection.is_in_transaction():
+        """Undo what was begun and not committed. Where its state is not known it is cut, and the server undoes it."""
+        if self._block is None or self.connection.is_closed():
+            return
+        if self.connection.is_in_transaction():
             await self._block.rollback()
+        else:
+            self.connection.terminate()
 
 
 class Server:
@@ -73,6 +77,7 @@ class Server:
         self.waiting = 0
         self._acquire_seconds = settings.database_acquire_seconds
         self._labels = (service, name)
+        self._exhausted = metrics.child(EXHAUSTED, service, name)
         self._waits = metrics.child(ACQUIRE, service, name)
         self._returning: set[asyncio.Task[None]] = set()
         options: dict[str, Any] = connect_options(service, settings) | {"connect": connect}
@@ -125,7 +130,7 @@ class Server:
         except TimeoutError:
             # The driver waits for a free connection and for a new one's handshake under one timeout.
             if self.in_flight >= self.pool.get_max_size():
-                metrics.child(EXHAUSTED, *self._labels).inc()
+                self._exhausted.inc()
                 raise PoolExhausted("no database connection became free in time") from None
             raise Unavailable("the database does not answer") from None
         except (OSError, asyncpg.InterfaceError, *GONE) as error:

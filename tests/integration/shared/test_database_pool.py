@@ -12,6 +12,7 @@ from shared.errors import Unavailable
 from shared.health import Health
 from shared.settings import DataSettings
 from shared.testing import eventually
+from tests.backing import PGBOUNCER
 from tests.integration.shared import things
 
 
@@ -84,6 +85,7 @@ async def _in_flight(db: Database, number: int) -> bool:
     return db._primary.in_flight == number
 
 
+@pytest.mark.skipif(PGBOUNCER, reason="it is PgBouncer's to bound the server's connections")
 async def test_a_configuration_that_cannot_fit_is_refused(alone: DataSettings, health: Health) -> None:
     settings = msgspec.structs.replace(alone, database_pools=1000)
     with pytest.raises(budget.DoesNotFit, match=r"1000 pools .* x 4 = 4000 > max_connections"):

@@ -196,3 +196,19 @@ async def test_a_read_on_a_replica_that_dies_goes_on_elsewhere(
 
     assert await db.read(dies) == "primary"
     await eventually(lambda: usable(db, 2))
+
+
+async def test_a_slow_query_is_not_tried_on_every_server(db: Database, data_settings: DataSettings) -> None:
+    tried = 0
+
+    async def slow(connection: Connection) -> None:
+        nonlocal tried
+        tried += 1
+        await connection.execute("SELECT pg_sleep(5)")
+
+    settings = msgspec.structs.replace(data_settings, database_statement_seconds=0.2)
+    async with Database.opened("things", settings, Health()) as reader:
+        await eventually(lambda: usable(reader, 2))
+        with pytest.raises(Unavailable, match="too long"):
+            await reader.read(slow)
+    assert tried == 1
