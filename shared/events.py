@@ -54,6 +54,8 @@ class Envelope:
     time: datetime
     data: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
+    """Where a broker had it: `topic/partition/offset`."""
 
     @classmethod
     def wrap(cls, event: Event, source: str, clock: Clock | None = None) -> "Envelope":
@@ -110,6 +112,7 @@ class Envelope:
                 time=datetime.fromisoformat(attributes.pop("time")),
                 data=record.value or b"",
                 headers=attributes,
+                origin=origin(record),
             )
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
@@ -128,10 +131,6 @@ class Bus(Protocol):
         """
         ...
 
-    async def bury(self, consumer: Any, envelope: Envelope, reason: str) -> None:
-        """Keep an event that cannot be handled, with the reason, where an operator finds it."""
-        ...
-
 
 def json_schema(event: type[Event]) -> dict[str, Any]:
     """The JSON Schema (2020-12) of the event's `data`, with its type and topic."""
@@ -148,6 +147,10 @@ def json_schema(event: type[Event]) -> dict[str, Any]:
         document["$defs"] = components
     assert schemas
     return document
+
+
+def origin(record: Any) -> str:
+    return f"{record.topic}/{record.partition}/{record.offset}"
 
 
 def in_order_of_key(envelopes: Iterable[Envelope]) -> dict[str, list[int]]:

@@ -65,6 +65,8 @@ class DataSettings(ProcessSettings, frozen=True, kw_only=True):
     kafka_instance_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None = None
     kafka_partitions: Count = 6
     kafka_replication: Count = 1
+    kafka_stall_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    event_retry_delays_seconds: tuple[Seconds, ...] = (10.0, 60.0, 600.0)
 
     def check(self) -> list[str]:
         if self.bus == "kafka" and not self.kafka_bootstrap:
@@ -115,7 +117,8 @@ def _mapping(name: str, service: str, environ: Mapping[str, str], hint: object) 
 
 def _parse(raw: str, hint: object) -> object:
     if typing.get_origin(hint) is tuple:
-        return tuple(part.strip() for part in raw.split(",") if part.strip())
+        parts = tuple(part.strip() for part in raw.split(",") if part.strip())
+        return msgspec.convert(parts, hint, strict=False)
     if isinstance(hint, types.UnionType) and str in typing.get_args(hint):
         return raw
     return msgspec.convert(raw, hint, strict=False)

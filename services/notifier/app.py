@@ -70,7 +70,7 @@ async def worker(process: Process, settings: Settings) -> None:
     announcements = await process.enter(Wakes.opened(process.one(Hub), await process.redis(settings.redis_url)))
     notifier = Notifier(texts, announcements, sender.wake, composer.domain)
     await process.background("notifier-clean-up", partial(_clean_up, db, settings.stream_kept_seconds))
-    consumer = Consumer(NAME, consumers(notifier), db, bus)
+    consumer = Consumer(NAME, consumers(notifier), db, settings.event_retry_delays_seconds)
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
 
 
