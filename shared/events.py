@@ -54,7 +54,7 @@ class Envelope:
     time: datetime
     data: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    origin: str = ""
+    origin: str = field(default="", compare=False)
     """Where a broker had it: `topic/partition/offset`."""
 
     @classmethod
