@@ -127,7 +127,8 @@ class Bus(Protocol):
     async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
         """Hand the envelopes on, in order for each key; the outcome of each, `None` where it is safe.
 
-        When one fails, later ones of its key are not handed on and fail too. Takes a bounded time, does not raise.
+        When one fails, later ones of its key are not handed on and fail too. Takes a bounded time. Raises `Unavailable`
+        when the bus as a whole is away; some may have been handed on then.
         """
         ...
 

@@ -37,10 +37,11 @@ class InlineBus:
         self._open.clear()
 
     async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
-        outcomes: list[Exception | None] = [Unavailable("not delivering")] * len(envelopes)
-        if self._open.is_set():
-            lanes = in_order_of_key(envelopes).values()
-            await asyncio.gather(*(self._deliver_lane(envelopes, lane, outcomes) for lane in lanes))
+        outcomes: list[Exception | None] = [Unavailable("waits for an earlier event")] * len(envelopes)
+        if not self._open.is_set():
+            raise Unavailable("not delivering")
+        lanes = in_order_of_key(envelopes).values()
+        await asyncio.gather(*(self._deliver_lane(envelopes, lane, outcomes) for lane in lanes))
         return outcomes
 
     async def _deliver_lane(self, envelopes: list[Envelope], lane: list[int], outcomes: list[Exception | None]) -> None:

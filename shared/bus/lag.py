@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiokafka
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from shared import metrics
@@ -24,7 +25,8 @@ class Lag:
         self._group = group
         self._topics = topics
         self._settings = settings
-        self._client: Any = None
+        self._reader: Any = None
+        self._admin: Any = None
 
     @classmethod
     @asynccontextmanager
@@ -50,27 +52,27 @@ class Lag:
         return found
 
     async def _ask(self) -> dict[Any, int]:
-        if self._client is None:
-            # In the group by name only, to ask for its offsets: it subscribes to nothing and does not join.
-            self._client = aiokafka.AIOKafkaConsumer(
-                bootstrap_servers=list(self._settings.kafka_bootstrap), group_id=self._group, enable_auto_commit=False
-            )
-            await self._client.start()
-        await self._client.topics()
-        partitions = [
-            aiokafka.TopicPartition(topic, number)
-            for topic in self._topics
-            for number in self._client.partitions_for_topic(topic) or ()
-        ]
-        ends = await self._client.end_offsets(partitions)
-        committed = {partition: await self._client.committed(partition) for partition in partitions}
-        fresh = [partition for partition, offset in committed.items() if offset is None]
-        starts = await self._client.beginning_offsets(fresh) if fresh else {}
-        return {p: max(0, ends[p] - (committed[p] if committed[p] is not None else starts[p])) for p in partitions}
+        if self._admin is None:
+            servers = list(self._settings.kafka_bootstrap)
+            # Outside the group; paused, for it is there to ask and not to read.
+            self._reader = aiokafka.AIOKafkaConsumer(*self._topics, bootstrap_servers=servers)
+            await self._reader.start()
+            self._admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+            await self._admin.start()
+        partitions = self._reader.assignment()
+        self._reader.pause(*partitions)
+        ends = await self._reader.end_offsets(partitions)
+        found = await self._admin.list_consumer_group_offsets(self._group)
+        committed = {p: found[p].offset for p in partitions if p in found and found[p].offset >= 0}
+        fresh = [p for p in partitions if p not in committed]
+        starts = await self._reader.beginning_offsets(fresh) if fresh else {}
+        return {p: max(0, ends[p] - (committed | starts)[p]) for p in partitions}
 
     async def _drop(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            with suppress(TimeoutError, OSError, KafkaError):
-                async with asyncio.timeout(_ASK_SECONDS):
-                    await client.stop()
+        clients = [self._reader and self._reader.stop, self._admin and self._admin.close]
+        self._reader = self._admin = None
+        for stop in clients:
+            if stop is not None:
+                with suppress(TimeoutError, OSError, KafkaError):
+                    async with asyncio.timeout(_ASK_SECONDS):
+                        await stop()

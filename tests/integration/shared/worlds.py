@@ -84,7 +84,7 @@ class World:
 async def opened(kind: str, data_settings: DataSettings, health: Health) -> AsyncIterator[World]:
     """On `kafka` or `inline`."""
     topic = f"things-{secrets.token_hex(4)}.events"
-    settings = msgspec.structs.replace(data_settings, bus=kind)
+    settings = msgspec.structs.replace(data_settings, bus=kind, shutdown_seconds=2)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(Database.opened("things", settings, health))
         await things.create_table(db)
