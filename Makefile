@@ -119,3 +119,7 @@ $(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
 # Random secrets for this machine's Compose project; never committed.
 .env: scripts/compose-env.sh
 	@scripts/compose-env.sh $@
+
+.PHONY: bench-events
+bench-events: $(READY) ## Measure the event path against aiokafka itself
+	@$(BIN)/python -m bench.events
