@@ -129,3 +129,8 @@ $(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
 plan: $(READY) ## Do the connections fit the server? (REPLICAS=8 POOL=10 SURGE=1 MAX_CONNECTIONS=100 RESERVE=10 CORES=2)
 	@$(BIN)/python -m shared.budget --replicas $(or $(REPLICAS),8) --pool $(or $(POOL),10) --surge $(or $(SURGE),1) \
 		--max-connections $(or $(MAX_CONNECTIONS),100) --reserve $(or $(RESERVE),10) --cores $(or $(CORES),2)
+
+##@ Bench
+.PHONY: bench-events
+bench-events: $(READY) ## Measure the event path against aiokafka itself
+	@$(BIN)/python -m bench.events

@@ -54,6 +54,8 @@ class Envelope:
     time: datetime
     data: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)
+    """Where a broker had it: `topic/partition/offset`."""
 
     @classmethod
     def wrap(cls, event: Event, source: str, clock: Clock | None = None) -> "Envelope":
@@ -110,6 +112,7 @@ class Envelope:
                 time=datetime.fromisoformat(attributes.pop("time")),
                 data=record.value or b"",
                 headers=attributes,
+                origin=origin(record),
             )
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
@@ -124,12 +127,9 @@ class Bus(Protocol):
     async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
         """Hand the envelopes on, in order for each key; the outcome of each, `None` where it is safe.
 
-        When one fails, later ones of its key are not handed on and fail too. Takes a bounded time, does not raise.
+        When one fails, later ones of its key are not handed on and fail too. Takes a bounded time. Raises `Unavailable`
+        when the bus as a whole is away; some may have been handed on then.
         """
-        ...
-
-    async def bury(self, consumer: Any, envelope: Envelope, reason: str) -> None:
-        """Keep an event that cannot be handled, with the reason, where an operator finds it."""
         ...
 
 
@@ -148,6 +148,10 @@ def json_schema(event: type[Event]) -> dict[str, Any]:
         document["$defs"] = components
     assert schemas
     return document
+
+
+def origin(record: Any) -> str:
+    return f"{record.topic}/{record.partition}/{record.offset}"
 
 
 def in_order_of_key(envelopes: Iterable[Envelope]) -> dict[str, list[int]]:

@@ -4,15 +4,16 @@
 in order. The relay, in every API process, takes one shard of the keys at a time under a transaction-level advisory lock
 (safe behind PgBouncer; two relays never split one key), hands the rows on in order and deletes those the bus has. It
 keeps no cursor, so a transaction that commits late is not passed over. It is woken at commit; polling is the safety
-net. A key whose event fails waits alone.
+net. A key whose event fails waits alone. While the bus is away one shard at a time tries it, at growing intervals.
 """
 
 import asyncio
 import hashlib
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import asyncpg
 import msgspec
@@ -29,12 +30,14 @@ SHARDS = 16
 _PARALLEL_SHARDS = 4
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
+_LOOK_ROWS = 10_000
 _COLUMNS = "id, topic, event_id, type, source, key, time, headers, data"
 
 RELAYED = metrics.Counter("tenfold_outbox_relayed_total", "Events handed to the bus", ("service",))
 FAILED = metrics.Counter("tenfold_outbox_failed_total", "Events the bus did not take", ("service",))
-BACKLOG = metrics.Gauge("tenfold_outbox_backlog", "Rows waiting in the outbox", ("service",))
+BACKLOG = metrics.Gauge("tenfold_outbox_backlog", "Rows waiting in the outbox (counted up to 10,000)", ("service",))
 OLDEST = metrics.Gauge("tenfold_outbox_oldest_seconds", "Age of the oldest row", ("service",))
 
 
@@ -45,21 +48,22 @@ class Outbox:
 
     async def add(self, tx: Transaction, *events: Event) -> None:
         """Publish `events` if and when `tx` commits."""
-        for event in events:
-            envelope = Envelope.wrap(event, source=self._service)
-            await tx.execute(
-                "INSERT INTO outbox (shard, topic, event_id, type, source, key, headers, data)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8)",
-                shard_of(envelope.key),
-                envelope.topic,
-                envelope.id,
-                envelope.type,
-                envelope.source,
-                envelope.key,
-                msgspec.json.encode(envelope.headers).decode(),
-                envelope.data,
-            )
-        tx.after_commit(self._relay.wake)
+        envelopes = [Envelope.wrap(event, source=self._service) for event in events]
+        shards = [shard_of(envelope.key) for envelope in envelopes]
+        await tx.execute(
+            "INSERT INTO outbox (shard, topic, event_id, type, source, key, headers, data)"
+            " SELECT s, t, i, y, $5, k, h::jsonb, d FROM unnest($1::smallint[], $2::text[], $3::uuid[], $4::text[],"
+            " $6::text[], $7::text[], $8::bytea[]) WITH ORDINALITY AS rows (s, t, i, y, k, h, d, n) ORDER BY n",
+            shards,
+            [envelope.topic for envelope in envelopes],
+            [envelope.id for envelope in envelopes],
+            [envelope.type for envelope in envelopes],
+            self._service,
+            [envelope.key for envelope in envelopes],
+            [msgspec.json.encode(envelope.headers).decode() for envelope in envelopes],
+            [envelope.data for envelope in envelopes],
+        )
+        tx.after_commit(partial(self._relay.wake, shards))
 
 
 class Relay:
@@ -70,8 +74,9 @@ class Relay:
         self._db = db
         self._bus = bus
         self._woken = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._waiting_keys: dict[str, float] = {}
+        self._woken_shards: set[int] = set()
 
     @classmethod
     @asynccontextmanager
@@ -82,54 +87,86 @@ class Relay:
         try:
             yield relay
         finally:
-            relay._stopping = True
+            relay._stopping.set()
             relay.wake()
             await asyncio.wait([task], timeout=_DRAIN_SECONDS)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
-    def wake(self) -> None:
+    def wake(self, shards: Collection[int] = ()) -> None:
+        """Rows of these shards were committed."""
+        self._woken_shards.update(shards)
         self._woken.set()
 
     async def _run(self) -> None:
+        refused = 0  # sweeps in a row that found no bus or no database
+        look_at = 0.0
         while True:
-            stopping = self._stopping
+            stopping = self._stopping.is_set()
+            if refused:
+                with suppress(TimeoutError):  # commits go on meanwhile, and each would be another try
+                    async with asyncio.timeout(min(_RETRY_SECONDS * 2 ** (refused - 1), _LONGEST_RETRY_SECONDS)):
+                        await self._stopping.wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(0 if stopping else _POLL_SECONDS):
+                async with asyncio.timeout(0 if stopping else max(0.0, look_at - time.monotonic())):
                     await self._woken.wait()
             self._woken.clear()
+            shards, self._woken_shards = self._woken_shards, set()
+            look = stopping or bool(refused) or time.monotonic() >= look_at
+            if look:
+                look_at = time.monotonic() + _POLL_SECONDS
             try:
-                while await self.sweep():
-                    pass
+                more = await self.sweep(None if look else shards, careful=bool(refused))
+                if more:
+                    self.wake(more)
+                refused = 0
             except (TenfoldError, asyncpg.PostgresError) as error:
+                refused += 1
                 log.warning("relay_failed", relay=self._service, error=str(error))
-                if not stopping:
-                    await asyncio.sleep(_RETRY_SECONDS)
-            if stopping:
-                return
+                if stopping:
+                    return
+            else:
+                if stopping and not more:
+                    return
 
-    async def sweep(self) -> bool:
-        """Relay what is there, once through the shards. True when there may be more to do at once."""
+    async def sweep(self, shards: Collection[int] | None = None, *, careful: bool = False) -> set[int]:
+        """Relay the rows of `shards`, or of all that have any; returns those that may have more.
+
+        `careful`: only one at first, so that a bus that is still away costs one connection. Raises `Unavailable` then.
+        """
         now = time.monotonic()
         self._waiting_keys = {key: until for key, until in self._waiting_keys.items() if until > now}
+        waiting = list(await self._look() if shards is None else shards)
+        gate = asyncio.Semaphore(_PARALLEL_SHARDS)
+
+        async def relay(shard: int) -> set[int]:
+            async with gate:
+                return {shard} if await self._relay_shard(shard) else set()
+
+        more: set[int] = set()
+        if careful and waiting:
+            more |= await relay(waiting.pop())
+        outcomes = await asyncio.gather(*(relay(shard) for shard in waiting), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            more |= outcome
+        return more
+
+    async def _look(self) -> list[int]:
         async with self._db.transaction() as tx:
             state = await tx.fetchrow(
                 "SELECT array_agg(DISTINCT shard) AS shards, count(*) AS backlog,"
                 " coalesce(extract(epoch FROM clock_timestamp() - min(time)), 0) AS oldest"
-                "  FROM (SELECT shard, time FROM outbox WHERE key <> ALL ($1) ORDER BY id LIMIT 10000) AS rows",
+                "  FROM (SELECT shard, time FROM outbox WHERE key <> ALL ($1) ORDER BY id LIMIT $2) AS rows",
                 list(self._waiting_keys),
+                _LOOK_ROWS,
             )
         assert state is not None
         metrics.child(BACKLOG, self._service).set(state["backlog"])
         metrics.child(OLDEST, self._service).set(float(state["oldest"]))
-        gate = asyncio.Semaphore(_PARALLEL_SHARDS)
-
-        async def relay(shard: int) -> bool:
-            async with gate:
-                return await self._relay_shard(shard)
-
-        return any(await asyncio.gather(*(relay(shard) for shard in state["shards"] or ())))
+        return state["shards"] or []
 
     async def _relay_shard(self, shard: int) -> bool:
         """True when some rows went and more may follow."""

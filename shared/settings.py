@@ -68,6 +68,8 @@ class DataSettings(ProcessSettings, frozen=True, kw_only=True):
     kafka_instance_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None = None
     kafka_partitions: Count = 6
     kafka_replication: Count = 1
+    kafka_stall_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    event_retry_delays_seconds: tuple[Seconds, ...] = (10.0, 60.0, 600.0)
 
     def check(self) -> list[str]:
         if self.bus == "kafka" and not self.kafka_bootstrap:

@@ -57,7 +57,7 @@ async def worker(process: Process, settings: Settings) -> None:
     processing = Processing(db, outbox, objects, children, sweeper, settings.processes)
     await asyncio.to_thread(clear_scratch)
     await process.background("media-sweeper", lambda: sweeper.keep_sweeping(settings.sweep_seconds))
-    consumer = Consumer(NAME, consumers(processing), db, bus)
+    consumer = Consumer(NAME, consumers(processing), db, settings.event_retry_delays_seconds)
     # One more than processes: the next original is fetched while the others are being processed.
     await process.enter(bus.consuming(consumer, settings.processes + 1))
 

@@ -85,7 +85,9 @@ async def worker(process: Process, settings: Settings) -> None:
     dispatcher = Dispatcher(db, client, outgoing, settings, clock, notifier.tell_webhook_disabled)
     await process.enter(dispatcher.running())
     await process.background("notifier-clean-up", partial(_clean_up, db, settings.stream_kept_seconds))
-    consumer = Consumer(NAME, consumers(notifier, Preparation(outbox, composer.domain)), db, bus)
+    consumer = Consumer(
+        NAME, consumers(notifier, Preparation(outbox, composer.domain)), db, settings.event_retry_delays_seconds
+    )
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
 
 

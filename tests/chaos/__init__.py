@@ -1,0 +1,1 @@
+"""Faults that take long, or that break servers of a stack of their own."""

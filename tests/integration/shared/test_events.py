@@ -1,10 +1,8 @@
 """The event path: outbox, relay, bus, consumer, inbox."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from functools import partial
 
 import aiokafka
@@ -13,79 +11,25 @@ import pytest
 
 from shared import consistency
 from shared.bus import InlineBus, KafkaBus
+from shared.bus.lag import LAG
 from shared.consumer import Consumer, Delivery, On, clean_up
-from shared.database import Connection, Database
+from shared.database import Connection
 from shared.errors import Unavailable
 from shared.events import Envelope
 from shared.health import Health
 from shared.ids import new_id
-from shared.outbox import Outbox, Relay
+from shared.outbox import Relay
 from shared.settings import DataSettings
 from shared.testing import eventually
-from tests.integration.shared import things
+from tests.integration.shared import things, worlds
 from tests.integration.shared.things import ThingMade
-
-
-@dataclass
-class World:
-    """One service that publishes and consumes its own event."""
-
-    db: Database
-    bus: KafkaBus | InlineBus
-    relay: Relay
-    outbox: Outbox
-    made: type[ThingMade]
-    group: str
-    faults: list[Exception] = field(default_factory=list)
-    calls: int = 0
-
-    async def make(self, thing_id: object, number: int) -> None:
-        async with self.db.transaction() as tx:
-            await self.outbox.add(tx, self.made(thing_id=thing_id, number=number))  # type: ignore[arg-type]
-
-    async def note(self, delivery: Delivery[ThingMade]) -> None:
-        self.calls += 1
-        if self.faults:
-            raise self.faults.pop(0)
-        async with delivery.transaction() as tx:
-            await tx.execute(
-                "INSERT INTO effects (consumer, thing_id, number) VALUES ($1, $2, $3)",
-                self.group,
-                delivery.event.thing_id,
-                delivery.event.number,
-            )
-
-    def consumer(self) -> Consumer:
-        return Consumer(self.group, [On(self.made, self.note)], self.db, self.bus)
-
-    async def effects(self) -> list[tuple[object, int]]:
-        async with self.db.transaction() as tx:
-            return list(await things.effects(tx, self.group))
-
-    async def has_effects(self, number: int) -> bool:
-        return len(await self.effects()) >= number
-
-    async def outbox_is_empty(self) -> bool:
-        async with self.db.transaction() as tx:
-            return await things.outbox_size(tx) == 0
+from tests.integration.shared.worlds import World
 
 
 @pytest.fixture(params=["kafka", "inline"])
 async def world(request: pytest.FixtureRequest, data_settings: DataSettings, health: Health) -> AsyncIterator[World]:
-    topic = f"things-{secrets.token_hex(4)}.events"
-    settings = msgspec.structs.replace(data_settings, bus=request.param)
-    async with AsyncExitStack() as opened:
-        db = await opened.enter_async_context(Database.opened("things", settings, health))
-        await things.create_table(db)
-        bus: KafkaBus | InlineBus
-        if request.param == "kafka":
-            bus = await opened.enter_async_context(KafkaBus.opened(settings, health))
-        else:
-            bus = InlineBus()
-            bus.open_for_delivery()
-        relay = await opened.enter_async_context(Relay.opened("things", db, bus))
-        made = things.event_type(topic)
-        yield World(db, bus, relay, Outbox("things", relay), made, f"group-{secrets.token_hex(4)}")
+    async with worlds.opened(request.param, data_settings, health) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -164,57 +108,6 @@ async def test_what_is_down_is_waited_for(world: World, stack: AsyncExitStack) -
     assert len(await world.effects()) == 1
 
 
-async def test_an_event_that_always_fails_is_buried_with_its_reason_and_stops_nobody(
-    world: World, stack: AsyncExitStack, data_settings: DataSettings
-) -> None:
-    world.faults = [RuntimeError("no way") for _ in range(4)]
-    await stack.enter_async_context(world.bus.consuming(world.consumer(), 1))
-    key = new_id()
-    await world.make(key, 1)
-    await world.make(key, 2)
-    await eventually(lambda: world.has_effects(1), within=30)
-    assert await world.effects() == [(key, 2)]
-    reasons = await _dead_letters(world, data_settings)
-    assert reasons == ["RuntimeError: no way"]
-
-
-async def _dead_letters(world: World, settings: DataSettings) -> list[str]:
-    if isinstance(world.bus, InlineBus):
-        async with world.db.transaction() as tx:
-            return [row["reason"] for row in await tx.fetch("SELECT reason FROM dead_letters")]
-    records = await _read_topic(settings, f"{world.made.TOPIC}.{world.group}.dead", 1)
-    return [dict(record.headers)["reason"].decode() for record in records]
-
-
-async def _read_topic(settings: DataSettings, topic: str, number: int) -> list[aiokafka.ConsumerRecord]:
-    async with aiokafka.AIOKafkaConsumer(
-        topic, bootstrap_servers=list(settings.kafka_bootstrap), auto_offset_reset="earliest"
-    ) as consumer:
-        found: list[aiokafka.ConsumerRecord] = []
-        async with asyncio.timeout(20):
-            while len(found) < number:
-                found += [r for batch in (await consumer.getmany(timeout_ms=500)).values() for r in batch]
-        return found
-
-
-@pytest.mark.parametrize("world", ["kafka"], indirect=True)
-async def test_poison_bytes_go_to_the_dead_letters_and_the_rest_goes_on(
-    world: World, stack: AsyncExitStack, data_settings: DataSettings
-) -> None:
-    await world.make(new_id(), 1)  # makes the topic
-    await eventually(world.outbox_is_empty)
-    async with aiokafka.AIOKafkaProducer(
-        bootstrap_servers=list(data_settings.kafka_bootstrap), enable_idempotence=False
-    ) as producer:
-        await producer.send_and_wait(world.made.TOPIC, b"\x00\xff poison", key=b"k")
-    await world.make(new_id(), 2)
-    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
-    await eventually(lambda: world.has_effects(2), within=30)
-    dead = await _read_topic(data_settings, f"{world.made.TOPIC}.{world.group}.dead", 1)
-    assert dead[0].value == b"\x00\xff poison"
-    assert "KeyError" in dict(dead[0].headers)["reason"].decode()
-
-
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
 async def test_a_consumer_that_comes_back_goes_on_where_it_was(world: World) -> None:
     for run in range(3):
@@ -230,7 +123,8 @@ async def test_inline_nothing_is_lost_while_nobody_is_ready(world: World, stack:
     assert isinstance(world.bus, InlineBus)
     world.bus.close_for_delivery()
     await world.make(thing_id := new_id(), 1)
-    assert not await world.relay.sweep()
+    with pytest.raises(Unavailable):
+        await world.relay.sweep()
     assert not await world.outbox_is_empty()
     await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
     world.bus.open_for_delivery()
@@ -245,8 +139,8 @@ async def test_without_a_broker_writes_succeed_and_events_wait(
     nowhere = msgspec.structs.replace(data_settings, kafka_bootstrap=("127.0.0.1:1",))
     bus = await stack.enter_async_context(KafkaBus.opened(nowhere, health))
     envelope = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things")
-    outcomes = await bus.publish([envelope, envelope])
-    assert all(isinstance(outcome, Exception) for outcome in outcomes)
+    with pytest.raises(Unavailable):
+        await bus.publish([envelope, envelope])
 
 
 async def test_the_writer_s_token_travels_with_the_event(world: World, stack: AsyncExitStack) -> None:
@@ -260,7 +154,7 @@ async def test_the_writer_s_token_travels_with_the_event(world: World, stack: As
         async with delivery.transaction():
             pass
 
-    consumer = Consumer(world.group, [On(world.made, look)], world.db, world.bus)
+    consumer = Consumer(world.group, [On(world.made, look)], world.db)
     await stack.enter_async_context(world.bus.consuming(consumer, 4))
     for number in range(20):
         thing_id = new_id()
@@ -274,3 +168,83 @@ async def test_the_writer_s_token_travels_with_the_event(world: World, stack: As
 
     await eventually(all_seen, within=30)
     assert all(seen)
+
+
+async def test_a_transaction_that_commits_late_is_delivered(world: World, stack: AsyncExitStack) -> None:
+    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
+    first, late = new_id(), new_id()
+    async with world.db.transaction() as tx:
+        await world.outbox.add(tx, world.made(thing_id=late, number=1))  # the lower row id
+        await world.make(first, 2)
+        await eventually(lambda: world.has_effects(1), within=30)
+    await eventually(lambda: world.has_effects(2), within=30)
+    assert await world.effects() == [(first, 2), (late, 1)]
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+async def test_only_the_key_whose_event_cannot_be_sent_stops(world: World) -> None:
+    bad, good = new_id(), new_id()
+    async with world.db.transaction() as tx:
+        await world.outbox.add(tx, *(world.made(thing_id=bad, number=number) for number in (1, 2)))
+        await tx.execute("UPDATE outbox SET data = convert_to(repeat('x', 2000000), 'UTF8') WHERE id = 1")
+        await world.outbox.add(tx, *(world.made(thing_id=good, number=number) for number in range(50)))
+
+    async def only_bad() -> bool:
+        async with world.db.transaction() as tx:
+            keys = [row["key"] for row in await tx.fetch("SELECT key FROM outbox ORDER BY id")]
+        return keys == [str(bad)] * 2
+
+    await eventually(only_bad, within=30)
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+async def test_a_consumer_that_gets_nothing_is_made_anew(
+    world: World, data_settings: DataSettings, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[aiokafka.AIOKafkaConsumer] = []
+
+    class Stuck(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
+        """The first one that joins never gets a record, as after a broker's restart (aiokafka 1154)."""
+
+        async def getmany(self, *partitions: object, timeout_ms: int = 0, max_records: int | None = None) -> object:
+            if self not in made:
+                made.append(self)
+            if self is made[0]:
+                await asyncio.sleep(timeout_ms / 1000)
+                return {}
+            return await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+
+    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", Stuck)
+    settings = msgspec.structs.replace(data_settings, kafka_stall_seconds=1)
+    await world.make(new_id(), 1)
+    async with KafkaBus.opened(settings, health) as bus, bus.consuming(world.consumer(), 4):
+        await eventually(lambda: world.has_effects(1), within=60)
+    assert len(made) == 2
+    assert [s.value for m in LAG.collect() for s in m.samples if s.labels["group"] == world.group]
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+async def test_a_slow_key_holds_back_no_other_and_is_repeated_after_a_crash(
+    world: World, stack: AsyncExitStack
+) -> None:
+    slow, begun = new_id(), asyncio.Event()
+
+    async def handle(delivery: Delivery[ThingMade]) -> None:
+        if delivery.event.thing_id == slow and not begun.is_set():
+            begun.set()
+            await asyncio.Event().wait()
+        await world.note(delivery)
+
+    consumer = Consumer(world.group, [On(world.made, handle)], world.db)
+    await world.make(slow, 0)
+    await eventually(world.outbox_is_empty)
+    for number in range(1, 30):
+        await world.make(new_id(), number)
+    crashing = AsyncExitStack()
+    await crashing.enter_async_context(world.bus.consuming(consumer, 4))
+    await eventually(lambda: world.has_effects(29), within=30)
+    assert begun.is_set()
+    await crashing.aclose()  # gives up what is still in hand after the time allowed
+    await stack.enter_async_context(world.bus.consuming(consumer, 4))
+    await eventually(lambda: world.has_effects(30), within=30)
+    assert sorted(number for _, number in await world.effects()) == list(range(30))

@@ -25,7 +25,7 @@ class Renamed(Event, frozen=True, kw_only=True):
 
 def as_record(envelope: Envelope) -> SimpleNamespace:
     key, value, headers = envelope.to_record()
-    return SimpleNamespace(topic=envelope.topic, key=key, value=value, headers=headers)
+    return SimpleNamespace(topic=envelope.topic, partition=3, offset=14, key=key, value=value, headers=headers)
 
 
 def test_an_event_comes_through_kafka_as_it_was() -> None:
@@ -34,6 +34,7 @@ def test_an_event_comes_through_kafka_as_it_was() -> None:
         sent = Envelope.wrap(event, "things", FixedClock(datetime(2030, 1, 2, tzinfo=UTC)))
     received = Envelope.from_record(as_record(sent))
     assert received == sent
+    assert received.origin == "things.events/3/14"
     assert received.decode(Renamed) == event
     assert received.key == str(event.thing_id)
     assert received.headers["consistencytoken"] == "abc-1-10"

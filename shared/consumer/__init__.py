@@ -1,0 +1,322 @@
+"""Consuming events: delivered at least once, effective exactly once.
+
+A service lists what it handles in `consumers.py`: `On(UserRegistered, service.welcome)`. A handler does its slow work,
+then opens `async with delivery.transaction() as tx:`, which records the event in the inbox in the very transaction of
+the effect; had it been handled before, the handler ends there and the delivery counts as done. The offset is committed
+after that.
+
+A handler that fails is tried again at once a few times; then the event is parked (`parking`) and has another round
+after each of the service's retry delays; then it is a dead letter, with reason, stack and origin. Later events of its
+key wait behind it unless the handler says that order does not matter. What is down (`Unavailable`) is waited for.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import asyncpg
+import msgspec
+import structlog
+
+from shared import consistency, metrics, tracing
+from shared.consumer import parking
+from shared.consumer.parking import Fault, Parked
+from shared.database import Connection, Database, Transaction
+from shared.errors import Unavailable
+from shared.events import CONSISTENCY, E, Envelope, Event
+from shared.logs import get_logger
+
+log = get_logger()
+
+ATTEMPTS = 4
+RETRY_DELAYS_SECONDS = (10.0, 60.0, 600.0)
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 5.0
+_RETRY_POLL_SECONDS = 1.0
+_RETRY_BATCH = 8
+_LEASE_SECONDS = 300.0
+_DOWN_SECONDS = 5.0
+_KEPT = "30 days"  # well past the broker's retention
+
+HANDLED = metrics.Counter("tenfold_consumer_events_total", "Events by outcome", ("consumer", "type", "outcome"))
+DURATION = metrics.Histogram(
+    "tenfold_consumer_duration_seconds",
+    "Time to handle an event, or a batch",
+    ("consumer", "type"),
+    buckets=metrics.DURATION_BUCKETS,
+)
+
+
+class AlreadyHandled(Exception):
+    pass
+
+
+class _Behind(Exception):
+    """An earlier event of the key is parked."""
+
+
+class Delivery(Generic[E]):
+    """One event in the hands of one handler."""
+
+    def __init__(self, event: E, envelope: Envelope, consumer: str, db: Database, behind: str | None) -> None:
+        """`behind` is the group whose parked events of this key come first; `None` where nothing can."""
+        self.event = event
+        self.envelope = envelope
+        self._consumer = consumer
+        self._db = db
+        self._behind = behind
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """The transaction of the effect. Ends the handler at once if the event has had its effect already."""
+        async with self._db.transaction() as tx:
+            # One statement, so that the rare parked event costs the common case no round trip.
+            done = await tx.execute(
+                "INSERT INTO inbox (consumer, event_id) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM parked_events"
+                " WHERE ordered AND consumer = $3 AND topic = $4 AND key = $5) ON CONFLICT DO NOTHING",
+                self._consumer,
+                self.envelope.id,
+                self._behind,
+                self.envelope.topic,
+                self.envelope.key,
+            )
+            if done == "INSERT 0 0":
+                if await _is_handled(tx, self._consumer, self.envelope.id):
+                    raise AlreadyHandled
+                raise _Behind
+            yield tx
+
+    async def stop_if_handled(self) -> None:
+        """For handlers whose work is dear: end here if the effect is there already."""
+        if await self._db.read(_is_handled, self._consumer, self.envelope.id):
+            raise AlreadyHandled
+
+
+async def _is_handled(connection: Connection, consumer: str, event_id: object) -> bool:
+    row = await connection.fetchval("SELECT 1 FROM inbox WHERE consumer = $1 AND event_id = $2", consumer, event_id)
+    return row is not None
+
+
+@dataclass(frozen=True)
+class On(Generic[E]):
+    """A line of a service's topic table: events of this type go to this method.
+
+    `ordered`: while an event of a key waits for another round, later ones of the key wait behind it. `batch`, for
+    effects that are statements only, gives many events their effect in the transaction it is handed; when it fails, or
+    when any of them is not new, they go to `handle` one by one.
+    """
+
+    event: type[E]
+    handle: Callable[[Delivery[E]], Awaitable[None]]
+    ordered: bool = True
+    batch: Callable[[Transaction, Sequence[E]], Awaitable[None]] | None = None
+
+
+class Consumer:
+    """The handlers of one consumer group and what happens to each event; the buses feed it."""
+
+    def __init__(
+        self,
+        group: str,
+        table: Iterable[On[Any]],
+        db: Database,
+        retry_delays: Sequence[float] = RETRY_DELAYS_SECONDS,
+    ) -> None:
+        """`retry_delays` in seconds: a round for each, before the event is a dead letter."""
+        self.group = group
+        self.db = db
+        self._table = {on.event.TYPE: on for on in table}
+        self._retry_delays = retry_delays
+        self._to_retry = asyncio.Event()
+        self.topics = sorted({on.event.TOPIC for on in self._table.values()})
+        self.takes_batches = all(on.batch for on in self._table.values())
+
+    async def handle(self, envelope: Envelope) -> None:
+        """Give the event its effect, once; park it if that cannot be now. Raises `Unavailable` when a part is down."""
+        on = self._table.get(envelope.type)
+        if on is None:
+            return
+        with self._observed(on, envelope):
+            try:
+                outcome = await self._attempt(on, envelope, self.group if on.ordered else None)
+            except _Behind:
+                outcome = await self._park(on, envelope)
+            except Unavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's fault
+                fault = Fault.of(error, ATTEMPTS)
+                if self._retry_delays and not isinstance(error, msgspec.DecodeError):
+                    outcome = await self._park(on, envelope, fault)
+                else:
+                    outcome = await self._bury(envelope, on.ordered, fault)
+            metrics.child(HANDLED, self._name(on), envelope.type, outcome).inc()
+
+    async def handle_batch(self, envelopes: Sequence[Envelope]) -> bool:
+        """Give all events their effect in one transaction. False, with no effect, when they are to go one by one."""
+        runs = [
+            (self._table[kind], list(run))
+            for kind, run in itertools.groupby(envelopes, lambda envelope: envelope.type)
+            if kind in self._table
+        ]
+        try:
+            async with self.db.transaction() as tx:
+                for on, run in runs:
+                    assert on.batch is not None
+                    with metrics.child(DURATION, self._name(on), on.event.TYPE).time():
+                        events = [envelope.decode(on.event) for envelope in run]
+                        if not await self._are_new(tx, on, run):
+                            raise _Behind
+                        await on.batch(tx, events)
+        except Exception as error:  # noqa: BLE001 - one by one each event's own fault is found
+            log.info("batch_taken_apart", consumer=self.group, events=len(envelopes), error=repr(error))
+            return False
+        for on, run in runs:
+            metrics.child(HANDLED, self._name(on), on.event.TYPE, "done").inc(len(run))
+        return True
+
+    async def _are_new(self, tx: Transaction, on: On[Any], run: Sequence[Envelope]) -> bool:
+        """Record them in the inbox; False unless all are new and none has a parked event before it."""
+        status: str = await tx.execute(
+            "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::uuid[])"
+            " WHERE NOT EXISTS (SELECT FROM parked_events WHERE ordered AND consumer = $3 AND key = ANY ($4))"
+            " ON CONFLICT DO NOTHING",
+            self._name(on),
+            [envelope.id for envelope in run],
+            self.group if on.ordered else None,
+            [envelope.key for envelope in run],
+        )
+        return status == f"INSERT 0 {len(run)}"
+
+    async def bury_unreadable(self, record: Any, origin: str, reason: str) -> None:
+        """Keep bytes of the broker that are not one of our events. Raises `Unavailable` when the database is down."""
+        await self._bury(parking.unreadable(record, origin), False, Fault(reason))
+
+    @asynccontextmanager
+    async def retrying(self, ready: asyncio.Event, stop_seconds: float) -> AsyncIterator[None]:
+        """Give parked events their rounds while open and `ready`; what is in hand at the end may finish for a while."""
+        stopping = asyncio.Event()
+        task = asyncio.create_task(self._keep_retrying(ready, stopping), name=f"{self.group}-retries")
+        try:
+            yield
+        finally:
+            stopping.set()
+            self._to_retry.set()
+            if ready.is_set():
+                await asyncio.wait([task], timeout=stop_seconds)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_retrying(self, ready: asyncio.Event, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_POLL_SECONDS):
+                    await self._to_retry.wait()
+            self._to_retry.clear()
+            await ready.wait()
+            try:
+                while not stopping.is_set() and await self.retry_due():
+                    pass
+            except (Unavailable, asyncpg.PostgresError) as error:
+                log.warning("retries_wait", consumer=self.group, error=str(error))
+
+    async def retry_due(self) -> int:
+        """Give the parked events that are due, the oldest of each key, another round; returns how many."""
+        async with self.db.transaction() as tx:
+            found = await parking.claim(tx, self.group, _RETRY_BATCH, _LEASE_SECONDS)
+        await asyncio.gather(*(self._retry(parked) for parked in found))
+        return len(found)
+
+    async def _retry(self, parked: Parked) -> None:
+        envelope = parked.envelope
+        on = self._table.get(envelope.type)
+        outcome = "unknown"
+        fault: Fault | None = None
+        if on is not None:
+            with self._observed(on, envelope):
+                try:
+                    outcome = await self._attempt(on, envelope, behind=None)
+                except Unavailable:
+                    async with self.db.transaction() as tx:
+                        await parking.wait_again(tx, parked, _DOWN_SECONDS)
+                    return
+                except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's fault
+                    fault = Fault.of(error, ATTEMPTS)
+        async with self.db.transaction() as tx:
+            if fault is not None and parked.rounds < len(self._retry_delays):
+                outcome = "parked"
+                await parking.wait_again(tx, parked, self._retry_delays[parked.rounds], fault)
+            else:
+                if fault is not None:
+                    outcome = "dead"
+                    total = Fault(fault.reason, fault.stack, parked.attempts + fault.attempts)
+                    await parking.bury(tx, self.group, envelope, parked.ordered, total)
+                    log.error("event_buried", consumer=self.group, event_id=str(envelope.id), reason=fault.reason)
+                await parking.release(tx, parked)
+        if on is not None:
+            metrics.child(HANDLED, self._name(on), envelope.type, outcome).inc()
+
+    async def _attempt(self, on: On[Any], envelope: Envelope, behind: str | None) -> str:
+        """A few attempts close together, for blips; raises what the last one did."""
+        event: Event = envelope.decode(on.event)
+        for attempt in itertools.count(1):
+            try:
+                await on.handle(Delivery(event, envelope, self._name(on), self.db, behind))
+            except AlreadyHandled:
+                return "repeated"
+            except _Behind:
+                raise
+            except Exception as error:
+                if attempt == ATTEMPTS:
+                    raise
+                if not isinstance(error, Unavailable):
+                    log.exception("event_failed", attempt=attempt, consumer=self._name(on))
+            else:
+                return "done"
+            await asyncio.sleep(delay(attempt))
+        raise AssertionError("unreachable")
+
+    async def _park(self, on: On[Any], envelope: Envelope, fault: Fault | None = None) -> str:
+        seconds = self._retry_delays[0] if fault else 0
+        async with self.db.transaction() as tx:
+            await parking.park(tx, self.group, envelope, ordered=on.ordered, fault=fault, seconds=seconds)
+        log.warning("event_parked", consumer=self.group, reason=fault.reason if fault else "order")
+        return "parked"
+
+    async def _bury(self, envelope: Envelope, ordered: bool, fault: Fault) -> str:
+        async with self.db.transaction() as tx:
+            await parking.bury(tx, self.group, envelope, ordered, fault)
+        log.error("event_buried", consumer=self.group, event_id=str(envelope.id), reason=fault.reason)
+        return "dead"
+
+    @contextmanager
+    def _observed(self, on: On[Any], envelope: Envelope) -> Iterator[None]:
+        name = self._name(on)
+        parent = tracing.extract(envelope.headers)
+        with (
+            structlog.contextvars.bound_contextvars(event_id=str(envelope.id), event_type=envelope.type),
+            consistency.tracked(envelope.headers.get(CONSISTENCY)),
+            tracing.span(f"process {envelope.topic}", kind=tracing.SpanKind.CONSUMER, parent=parent, consumer=name),
+            metrics.child(DURATION, name, envelope.type).time(),
+        ):
+            yield
+
+    def _name(self, on: On[Any]) -> str:
+        return f"{self.group}.{getattr(on.handle, '__name__', 'handler')}"
+
+
+async def clean_up(db: Database) -> int:
+    """Forget events handled long before any broker would deliver them again; returns how many."""
+    async with db.transaction() as tx:
+        status = await tx.execute(f"DELETE FROM inbox WHERE handled_at < now() - interval '{_KEPT}'")  # noqa: S608
+    return int(status.split()[-1])
+
+
+def delay(attempt: int) -> float:
+    """Seconds to wait after the given attempt (1 is the first): exponential, with full jitter in its upper half."""
+    longest: float = min(_FIRST_DELAY_SECONDS * 4 ** (attempt - 1), _LONGEST_DELAY_SECONDS)
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - spreading load, not secrets

@@ -1,0 +1,195 @@
+"""What becomes of events that fail: rounds of waiting, the order of their key, dead letters and their redrive."""
+
+import contextlib
+import io
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+
+import aiokafka
+import pytest
+
+from shared.bus import KafkaBus
+from shared.consumer.__main__ import run
+from shared.database import Transaction
+from shared.errors import Unavailable
+from shared.events import Envelope
+from shared.health import Health
+from shared.ids import new_id
+from shared.settings import DataSettings
+from shared.testing import eventually
+from tests.integration.shared import worlds
+from tests.integration.shared.things import ThingMade
+from tests.integration.shared.worlds import World
+
+SOON = (0.0, 0.0)
+
+
+@pytest.fixture(params=["kafka", "inline"])
+async def world(request: pytest.FixtureRequest, data_settings: DataSettings, health: Health) -> AsyncIterator[World]:
+    async with worlds.opened(request.param, data_settings, health) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def stack(world: World) -> AsyncIterator[AsyncExitStack]:
+    """Closes what a test entered, before the world it stands on."""
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+async def test_an_event_that_always_fails_is_buried_with_reason_stack_and_origin(
+    world: World, stack: AsyncExitStack
+) -> None:
+    world.bad = {1}
+    await stack.enter_async_context(world.bus.consuming(world.consumer(SOON), 1))
+    key = new_id()
+    await world.make(key, 1)
+    await world.make(key, 2)
+    await eventually(lambda: world.has("dead_letters", 1), within=30)
+    await eventually(lambda: world.has_effects(1), within=30)
+    assert await world.effects() == [(key, 2)]
+    async with world.db.transaction() as tx:
+        letter = await tx.fetchrow("SELECT * FROM dead_letters")
+    assert letter is not None
+    assert letter["reason"] == "RuntimeError: no 1"
+    assert 'raise RuntimeError(f"no {delivery.event.number}")' in letter["stack"]
+    assert letter["attempts"] == 12  # four close together, at first and in each of two rounds
+    assert (letter["topic"], letter["key"]) == (world.made.TOPIC, str(key))
+    if isinstance(world.bus, KafkaBus):
+        assert letter["origin"].startswith(f"{world.made.TOPIC}/")
+
+
+async def test_later_events_of_a_key_wait_behind_the_one_that_failed(world: World, stack: AsyncExitStack) -> None:
+    world.bad = {1}
+    consumer = world.consumer((3600.0,))
+    await stack.enter_async_context(world.bus.consuming(consumer, 4))
+    key, other = new_id(), new_id()
+    for number in (1, 2, 3):
+        await world.make(key, number)
+    await world.make(other, 4)
+    await eventually(lambda: world.has("parked_events", 3), within=30)
+    await eventually(lambda: world.has_effects(1), within=30)
+    assert await world.effects() == [(other, 4)]
+    world.bad.clear()
+    async with world.db.transaction() as tx:
+        await tx.execute("UPDATE parked_events SET due_at = now()")
+    await eventually(lambda: world.has_effects(4), within=30)
+    await world.make(key, 5)
+    await eventually(lambda: world.has_effects(5), within=30)
+    assert [number for thing, number in await world.effects() if thing == key] == [1, 2, 3, 5]
+    await eventually(lambda: world.has("parked_events", 0))
+    assert await world.count("dead_letters") == 0
+
+
+async def test_where_order_does_not_matter_nothing_waits(world: World, stack: AsyncExitStack) -> None:
+    world.bad = {1}
+    await stack.enter_async_context(world.bus.consuming(world.consumer((3600.0,), ordered=False), 4))
+    key = new_id()
+    for number in (1, 2):
+        await world.make(key, number)
+    await eventually(lambda: world.has_effects(1), within=30)
+    assert await world.effects() == [(key, 2)]
+    assert await world.count("parked_events") == 1
+
+
+async def test_a_round_that_meets_a_part_that_is_down_does_not_count(world: World) -> None:
+    consumer = world.consumer((0.0,))
+    world.bad = {1}
+    envelope = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things")
+    await consumer.handle(envelope)
+    world.bad.clear()
+    world.faults = [Unavailable("down") for _ in range(4)]
+    assert await consumer.retry_due() == 1
+    assert await world.count("parked_events") == 1
+    async with world.db.transaction() as tx:
+        assert await tx.fetchval("UPDATE parked_events SET due_at = now() RETURNING rounds") == 1
+    assert await consumer.retry_due() == 1
+    assert await world.count("parked_events") == 0
+    assert len(await world.effects()) == 1
+
+
+async def test_a_dead_letter_that_is_redriven_twice_has_one_effect(
+    world: World, stack: AsyncExitStack, data_settings: DataSettings
+) -> None:
+    world.bad = {1}
+    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
+    await world.make(new_id(), 1)
+    await eventually(lambda: world.has("dead_letters", 1), within=30)
+    async with world.db.transaction() as tx:
+        event_id = await tx.fetchval("SELECT event_id FROM dead_letters")
+        copy = await tx.fetchrow("SELECT * FROM dead_letters")
+
+    async def command(*words: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert await run(data_settings.database_url, list(words)) == 0
+        return out.getvalue()
+
+    assert str(event_id) in await command("list")
+    shown = await command("show", str(event_id))
+    assert "no 1" in shown
+    assert "Traceback" in shown
+    assert copy is not None
+    world.bad.clear()
+    assert await command("redrive", str(event_id)) == "1 redriven\n"
+    assert await command("redrive", str(event_id)) == "0 redriven\n"
+    await eventually(lambda: world.has_effects(1), within=30)
+    await eventually(lambda: world.has("parked_events", 0))
+    # As when an operator puts back a letter that was redriven before and kept elsewhere.
+    async with world.db.transaction() as tx:
+        await tx.execute("INSERT INTO dead_letters SELECT ($1::dead_letters).*", copy)
+    assert await command("redrive", "--all") == "1 redriven\n"
+    await eventually(lambda: world.has("parked_events", 0))
+    assert len(await world.effects()) == 1
+    print(f"redriven 2 times: effects {len(await world.effects())}")
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+async def test_poison_bytes_are_buried_and_the_rest_goes_on(
+    world: World, stack: AsyncExitStack, data_settings: DataSettings
+) -> None:
+    await world.make(new_id(), 1)  # makes the topic
+    await eventually(world.outbox_is_empty)
+    async with aiokafka.AIOKafkaProducer(
+        bootstrap_servers=list(data_settings.kafka_bootstrap), enable_idempotence=False
+    ) as producer:
+        for poison in (b"\x00\xff poison", None):
+            headers = [("ce_id", b"\x00\xff"), ("\x00", b"")]
+            await producer.send_and_wait(world.made.TOPIC, poison, key=b"k\x00\xff", headers=headers)
+    await world.make(new_id(), 2)
+    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
+    await eventually(lambda: world.has_effects(2), within=30)
+    async with world.db.transaction() as tx:
+        letters = await tx.fetch("SELECT data, type, reason, origin FROM dead_letters ORDER BY origin")
+    assert [letter["data"] for letter in letters] == [b"\x00\xff poison", b""]
+    assert {letter["type"] for letter in letters} == {"unreadable"}
+    assert "UnicodeDecodeError" in letters[0]["reason"]
+    print(f"poison records 2: buried {len(letters)}, effects of the others {len(await world.effects())}")
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+@pytest.mark.parametrize("bad", [set(), {7}])
+async def test_a_batch_has_its_effects_in_one_transaction_or_is_taken_apart(
+    world: World, stack: AsyncExitStack, bad: set[int]
+) -> None:
+    class Tripping(worlds.World):
+        """Its batches fail where its single events do."""
+
+        async def note_all(self, tx: Transaction, events: Sequence[ThingMade]) -> None:
+            await super().note_all(tx, events)
+            if any(event.number in self.bad for event in events):
+                raise RuntimeError("one of them")
+
+    world.__class__ = Tripping
+    world.bad = bad
+    key = new_id()
+    for number in range(20):
+        await world.make(key, number)
+    await eventually(world.outbox_is_empty)
+    await stack.enter_async_context(world.bus.consuming(world.consumer(ordered=False, batch=True), 4))
+    good = [number for number in range(20) if number not in bad]
+    await eventually(lambda: world.has_effects(len(good)), within=30)
+    assert [number for _, number in await world.effects()] == good
+    assert await world.count("dead_letters") == len(bad)
+    assert world.batches < 20
+    if not bad:
+        assert world.calls == 0
