@@ -105,7 +105,8 @@ class Processing:
                 processed = await self._children.process(source, target, event.content_type)
                 for variant in processed.variants:
                     data = await asyncio.to_thread(Path(target, f"{variant.name}.webp").read_bytes)
-                    await self._objects.put(models.variant_key(event.blob_id, variant.name), data)
+                    key = models.variant_key(event.blob_id, variant.name)
+                    await self._objects.put(key, data, content_type=models.VARIANT_TYPE)
         return processed
 
     async def _fetch(self, event: MediaUploaded, target: Path) -> None:
