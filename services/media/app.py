@@ -60,8 +60,8 @@ async def worker(process: Process, settings: Settings) -> None:
     await asyncio.to_thread(clear_scratch)
     await process.background("media-sweeper", lambda: sweeper.keep_sweeping(settings.sweep_seconds))
     consumer = Consumer(NAME, consumers(processing), db, bus)
-    # One more than processes: the next original is fetched while the others are being processed.
-    await process.enter(bus.consuming(consumer, settings.processes + 1))
+    # Many in hand, for the owners to take turns; `Processing` works on few at a time.
+    await process.enter(bus.consuming(consumer, settings.events_in_hand))
 
 
 SERVICE = Service(NAME, Settings, api, worker, Path(__file__).parent / "migrations")

@@ -89,6 +89,8 @@ class Processed(msgspec.Struct, frozen=True):
 # What the parts agree on: name -> longest side in pixels. They are never larger than the original.
 VARIANTS = {"small": 256, "medium": 640, "large": 1280}
 VARIANT_TYPE = "image/webp"
+# Of what moves there is one more, which moves too; the others show the first frame.
+ANIMATED, ANIMATED_LONGEST = "animated", 640
 
 
 def variant_path(media_id: UUID, name: str) -> str:
@@ -108,7 +110,7 @@ def incoming_key(upload_id: UUID) -> str:
 
 def all_keys(blob_id: UUID) -> list[str]:
     """Every object that a blob may have."""
-    return [original_key(blob_id), *(variant_key(blob_id, name) for name in VARIANTS)]
+    return [original_key(blob_id), *(variant_key(blob_id, name) for name in (*VARIANTS, ANIMATED))]
 
 
 def original_key(blob_id: UUID) -> str:

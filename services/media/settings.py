@@ -25,6 +25,8 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     sweep_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     # Of one image, in a process of its own.
     processes: Count = msgspec.field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    events_in_hand: Count = 1000  # of a worker: among these, owners take turns
     max_pixels: Count = 50_000_000
+    max_animation_pixels: Count = 100_000_000  # of all frames
     process_seconds: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     process_memory_bytes: Count = 1024**3

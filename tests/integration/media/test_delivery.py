@@ -45,11 +45,10 @@ async def test_several_ranges(world: World) -> None:
     data = images.photo(*PHOTO)
     status, body, headers = await _original(world, Range="bytes=0-9,20-29,-5")
     assert (status, int(headers["Content-Length"])) == (206, len(body))
-    parts = email.message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n" + body)
-    assert parts.get_content_type() == "multipart/byteranges"
-    got = [(part["Content-Range"], part.get_payload(decode=True)) for part in parts.get_payload()]
+    message = email.message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n" + body)
+    assert message.get_content_type() == "multipart/byteranges"
     size = len(data)
-    assert [where for where, _ in got] == [
+    assert [part["Content-Range"] for part in message.walk()][1:] == [
         f"bytes 0-9/{size}", f"bytes 20-29/{size}", f"bytes {size - 5}-{size - 1}/{size}"
     ]  # fmt: skip
     for span in (data[:10], data[20:30], data[-5:]):

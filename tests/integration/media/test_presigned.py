@@ -48,8 +48,8 @@ async def anywhere(store_settings: Settings, keys: Keys) -> AsyncIterator[World]
         yield opened
 
 
-async def _announce(world: World, size: int = len(PHOTO), **headers: str) -> Any:
-    body = {"content_type": "image/jpeg", "bytes": size}
+async def _announce(world: World, **headers: str) -> Any:
+    body = {"content_type": "image/jpeg", "bytes": len(PHOTO)}
     status, upload, _ = await world.call("POST", "/api/v1/media/uploads", headers, json=body)
     assert status == 201, upload
     return upload
