@@ -119,3 +119,7 @@ $(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
 # Random secrets for this machine's Compose project; never committed.
 .env: scripts/compose-env.sh
 	@scripts/compose-env.sh $@
+
+.PHONY: bench-media
+bench-media: $(READY) ## Measure the images: CPU, bytes, likeness, memory, against vipsthumbnail and Pillow
+	@$(BIN)/python -m bench.media

@@ -35,7 +35,7 @@ async def api(process: Process, settings: Settings) -> web.Application:
     db = await process.enter(Database.opened(NAME, settings, process.health, repository.CONSTRAINTS))
     await process.background("media-housekeeping", partial(keep_tidy, db))
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
-    objects = Objects.at(settings.object_store_url, settings.object_store_public_endpoint)
+    objects = Objects.at(settings.object_store_url, settings.object_store_public_endpoint, process.http)
     signer = UrlSigner(settings.url_secret, settings.url_seconds, clock)
     media = Media(db, outbox, objects, signer, settings)
     uploads = Uploads(db, outbox, objects, Sweeper(db, objects), signer, settings, clock)

@@ -41,7 +41,7 @@ class Handlers:
     async def receive_upload(self, call: Call, upload_id: UUID, query: schemas.Signature) -> Reply[None]:
         """The bytes of an announced upload, where the store takes none itself"""
         _require_uncompressed(call.request)
-        await self._uploads.receive(upload_id, query.expires, query.signature, call.request.content.iter_any())
+        await self._uploads.receive(upload_id, query.expires, query.signature, _pieces(call.request))
         return NO_CONTENT
 
     async def complete_upload(self, call: Call, upload_id: UUID) -> Reply[schemas.Media]:
@@ -107,9 +107,16 @@ def _require_uncompressed(request: web.Request) -> None:
         raise UnsupportedType("send the image uncompressed")
 
 
+async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes, without joining or copying."""
+    async for chunk, _ in request.content.iter_chunks():
+        if chunk:
+            yield chunk
+
+
 async def _body(request: web.Request) -> AsyncIterator[bytes]:
     if request.content_type != _MULTIPART:
-        async for chunk in request.content.iter_any():
+        async for chunk in _pieces(request):
             yield chunk
         return
     part = await _file_part(request)

@@ -68,7 +68,7 @@ class Uploads:
         once: list[Once] = []
 
         async def store(key: str) -> str:
-            await self._put(key, intake)
+            await self._put(key, intake, declared)
             return content_type
 
         async def find(tx: Transaction, sha256: str) -> Image | None:
@@ -126,7 +126,7 @@ class Uploads:
             raise UploadCompleted
         intake = self._intake(chunks, upload.bytes)
         await intake.sniff()
-        await self._put(models.incoming_key(upload_id), intake)
+        await self._put(models.incoming_key(upload_id), intake, None)
 
     async def complete(self, owner_id: UUID, upload_id: UUID) -> Image:
         """Have what was sent to the store processed; a second call answers as the first.
@@ -184,10 +184,10 @@ class Uploads:
         if not self._quota.allows(Usage(used.bytes + size, used.items + 1)):
             raise QuotaExceeded
 
-    async def _put(self, key: str, intake: Intake) -> None:
+    async def _put(self, key: str, intake: Intake, size: int | None) -> None:
         try:
             async with asyncio.timeout(self._settings.upload_seconds):
-                await self._objects.put(key, intake, seconds=self._settings.upload_seconds)
+                await self._objects.put(key, intake, size=size, seconds=self._settings.upload_seconds)
         except TimeoutError:
             raise UploadTimeout from None
 

@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pyvips
@@ -39,7 +39,7 @@ def cases() -> Iterator[Case]:
 
 def _valid() -> Iterator[Case]:
     for kind in ("jpeg", "png", "webp", "gif", "avif"):
-        yield Case(f"plain-{kind}", lambda kind=kind: photo(*SMALL, kind), "ready", SMALL)
+        yield Case(f"plain-{kind}", partial(photo, *SMALL, kind), "ready", SMALL)
     yield Case("cmyk", in_cmyk, "ready", SMALL)
     yield Case("grey-jpeg", lambda: _image().colourspace("b-w").jpegsave_buffer(), "ready", SMALL)
     yield Case("progressive-jpeg", lambda: _image().jpegsave_buffer(interlace=True), "ready", SMALL)
@@ -53,7 +53,7 @@ def _valid() -> Iterator[Case]:
     yield Case("one-column", lambda: photo(1, 3000, "png"), "ready", (1, 3000))
     yield Case("turned", turned, "ready", (200, 300))
     for orientation in (0, 9, 65535):
-        yield Case(f"orientation-{orientation}", lambda value=orientation: _oriented(value), "ready", SMALL)
+        yield Case(f"orientation-{orientation}", partial(_oriented, orientation), "ready", SMALL)
     yield Case("broken-profile", lambda: _with_profile(b"no profile at all" * 20), "ready", SMALL)
     yield Case("profile-of-another-kind", lambda: _with_profile(_cmyk_profile()), "ready", SMALL)
     yield Case("animated-gif", lambda: animation(3).gifsave_buffer(), "ready", SMALL)
@@ -64,19 +64,9 @@ def _valid() -> Iterator[Case]:
 def _truncated() -> Iterator[Case]:
     for kind in ("jpeg", "png", "webp", "avif"):
         for percent in (1, 25, 50, 75, 95):
-            yield Case(
-                f"{percent}%-of-{kind}",
-                lambda kind=kind, percent=percent: photo(*SMALL, kind)[
-                    : max(64, len(photo(*SMALL, kind)) * percent // 100)
-                ],
-                "damaged",
-            )
+            yield Case(f"{percent}%-of-{kind}", partial(_part, kind, percent), "damaged")
     for percent in (1, 50, 95):
-        yield Case(
-            f"{percent}%-of-gif",
-            lambda percent=percent: photo(*SMALL, "gif")[: len(photo(*SMALL, "gif")) * percent // 100],
-            "ready|damaged",
-        )
+        yield Case(f"{percent}%-of-gif", partial(_part, "gif", percent), "ready|damaged")
     yield Case("jpeg-without-its-end", lambda: photo(*SMALL)[:-2], "ready|damaged")
 
 
@@ -161,6 +151,11 @@ def animation(frames: int, width: int = SMALL[0], height: int = SMALL[1]) -> Any
 
 def _image() -> Any:
     return pyvips.Image.new_from_buffer(photo(*SMALL, "png"), "")
+
+
+def _part(kind: str, percent: int) -> bytes:
+    data = photo(*SMALL, kind)
+    return data[: max(64, len(data) * percent // 100)]
 
 
 def _oriented(value: int) -> bytes:
