@@ -31,7 +31,7 @@ _STREAM_BYTES = 256 * 1024
 _PART_BYTES = 5 * 1024 * 1024  # S3 takes no smaller ones; a stream holds one that is sent and one that grows
 _SIGNED_SECONDS = 3600
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # the caller's counts
-_LOCAL_PART_BYTES = 128 * 1024
+_LOCAL_PART_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
