@@ -134,3 +134,7 @@ plan: $(READY) ## Do the connections fit the server? (REPLICAS=8 POOL=10 SURGE=1
 .PHONY: bench-events
 bench-events: $(READY) ## Measure the event path against aiokafka itself
 	@$(BIN)/python -m bench.events
+
+.PHONY: bench-media
+bench-media: $(READY) ## Measure the images: CPU, bytes, likeness, memory, against vipsthumbnail and Pillow
+	@$(BIN)/python -m bench.media

@@ -16,6 +16,7 @@ from services.media.routes import routes
 from services.media.service import Media
 from services.media.settings import Settings
 from services.media.signing import UrlSigner
+from services.media.uploads import Uploads
 from shared import application, openapi
 from shared.auth import JwksClient, TokenVerifier
 from shared.clock import SystemClock
@@ -34,10 +35,11 @@ async def api(process: Process, settings: Settings) -> web.Application:
     db = await process.enter(Database.opened(NAME, settings, process.health, repository.CONSTRAINTS))
     await process.background("media-housekeeping", partial(keep_tidy, db))
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
-    objects = Objects.at(settings.object_store_url)
+    objects = Objects.at(settings.object_store_url, settings.object_store_public_endpoint, process.http)
     signer = UrlSigner(settings.url_secret, settings.url_seconds, clock)
-    media = Media(db, outbox, objects, Sweeper(db, objects), signer, settings)
-    table = routes(Handlers(media))
+    media = Media(db, outbox, objects, signer, settings)
+    uploads = Uploads(db, outbox, objects, Sweeper(db, objects), signer, settings, clock)
+    table = routes(Handlers(media, uploads))
     return application.build(
         NAME,
         table,
@@ -58,8 +60,8 @@ async def worker(process: Process, settings: Settings) -> None:
     await asyncio.to_thread(clear_scratch)
     await process.background("media-sweeper", lambda: sweeper.keep_sweeping(settings.sweep_seconds))
     consumer = Consumer(NAME, consumers(processing), db, settings.event_retry_delays_seconds)
-    # One more than processes: the next original is fetched while the others are being processed.
-    await process.enter(bus.consuming(consumer, settings.processes + 1))
+    # Many in hand, for the owners to take turns; `Processing` works on few at a time.
+    await process.enter(bus.consuming(consumer, settings.events_in_hand))
 
 
 SERVICE = Service(NAME, Settings, api, worker, Path(__file__).parent / "migrations")

@@ -69,7 +69,10 @@ class Intake:
 
 
 class Sweeper:
-    """Deletes the objects of blobs that are not used. Everything is repeatable; any number may sweep at once."""
+    """Deletes the objects of blobs that are not used, and of uploads that nobody can be sending any more.
+
+    Everything is repeatable; any number may sweep at once.
+    """
 
     def __init__(self, db: Database, objects: Objects) -> None:
         self._db = db
@@ -85,7 +88,23 @@ class Sweeper:
             log.warning("blob_not_discarded", error=repr(error))
 
     async def sweep(self) -> int:
-        """Delete what is doomed; returns how many blobs."""
+        """Delete what is doomed; returns how many."""
+        return await self._sweep_uploads() + await self._sweep_blobs()
+
+    async def _sweep_uploads(self) -> int:
+        swept = 0
+        while True:
+            doomed = await self._db.read(repository.get_doomed_uploads, _BATCH)
+            if not doomed:
+                return swept
+            await self._objects.delete(*(models.incoming_key(upload_id) for upload_id in doomed))
+            async with self._db.transaction() as tx:
+                await repository.forget_uploads(tx, doomed)
+            swept += len(doomed)
+            if len(doomed) < _BATCH:
+                return swept
+
+    async def _sweep_blobs(self) -> int:
         swept = 0
         while True:
             async with self._db.transaction() as tx:  # on the primary: an older state could doom what is in use by now
@@ -104,7 +123,7 @@ class Sweeper:
         while True:
             try:
                 if swept := await self.sweep():
-                    log.info("blobs_swept", blobs=swept)
+                    log.info("store_swept", swept=swept)
             except (TenfoldError, OSError, asyncpg.PostgresError) as error:
                 log.warning("sweep_failed", error=repr(error))
             await asyncio.sleep(seconds)

@@ -108,7 +108,7 @@ class Children:
     """At most `processes` children, started when there is work. Open it with `Children.opened`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._limits = Limits(settings.max_pixels, settings.process_memory_bytes)
+        self._limits = Limits(settings.max_pixels, settings.max_animation_pixels, settings.process_memory_bytes)
         self._seconds = settings.process_seconds
         self._gate = asyncio.Semaphore(settings.processes)
         self._idle: list[_Child] = []

@@ -13,6 +13,7 @@ class MediaUploaded(Event, frozen=True, kw_only=True):
     KEY: ClassVar = "media_id"
 
     media_id: UUID
+    owner_id: UUID
     blob_id: UUID
     content_type: str
     bytes: int

@@ -29,6 +29,18 @@ class UploadTimeout(TenfoldError):
     title = "The upload stalled or took too long"
 
 
+class UploadIncomplete(Conflict):
+    """The client can send the bytes (again) and complete the upload after that."""
+
+    type = "upload-incomplete"
+    title = "The bytes that were announced are not there"
+
+
+class UploadCompleted(Conflict):
+    type = "upload-completed"
+    title = "The upload is complete already"
+
+
 class RangeNotSatisfiable(TenfoldError):
     status = 416
     type = "range-not-satisfiable"

@@ -5,12 +5,14 @@ from uuid import UUID
 
 from aiohttp import BodyPartReader, hdrs, web
 
-from services.media import ranges, schemas
+from services.media import schemas
+from services.media.delivery import deliver
 from services.media.errors import EmptyUpload
 from services.media.models import Image
-from services.media.service import Content, Media, Viewer
+from services.media.service import Media, Viewer
+from services.media.uploads import Uploads
 from shared.application import NO_CONTENT, Call, Reply
-from shared.errors import Malformed, NotFound, TooLarge, UnsupportedType
+from shared.errors import Malformed, TooLarge, UnsupportedType
 from shared.paging import Page, PageQuery, page
 
 _CHUNK_BYTES = 64 * 1024
@@ -19,15 +21,32 @@ _MULTIPART = "multipart/form-data"
 
 
 class Handlers:
-    def __init__(self, media: Media) -> None:
+    def __init__(self, media: Media, uploads: Uploads) -> None:
         self._media = media
+        self._uploads = uploads
 
     async def upload(self, call: Call) -> Reply[schemas.Media]:
         """Upload an image, as the body itself or as the field `file` of a form"""
         _require_acceptable(call.request)
         declared = None if call.request.content_type == _MULTIPART else call.request.content_length
-        image = await self._media.upload(call.user_id, _body(call.request), declared, call.once)
-        return self._reply(image, {"Location": f"/api/v1/media/{image.id}"})
+        image = await self._uploads.upload(call.user_id, _body(call.request), declared, call.once)
+        return self._accepted(image)
+
+    async def create_upload(self, call: Call, body: schemas.CreateUpload) -> Reply[schemas.Upload]:
+        """Announce an upload whose bytes go straight to the store"""
+        upload = await self._uploads.create(call.user_id, body, call.once())
+        to = await self._uploads.destination(upload)
+        return Reply(schemas.Upload(upload.id, to.url, "PUT", to.headers, upload.expires_at))
+
+    async def receive_upload(self, call: Call, upload_id: UUID, query: schemas.Signature) -> Reply[None]:
+        """The bytes of an announced upload, where the store takes none itself"""
+        _require_uncompressed(call.request)
+        await self._uploads.receive(upload_id, query.expires, query.signature, _pieces(call.request))
+        return NO_CONTENT
+
+    async def complete_upload(self, call: Call, upload_id: UUID) -> Reply[schemas.Media]:
+        """The bytes have been sent: make an image of them"""
+        return self._accepted(await self._uploads.complete(call.user_id, upload_id))
 
     async def list_media(self, call: Call, query: PageQuery) -> Reply[Page[schemas.Media]]:
         """List the own media"""
@@ -51,61 +70,23 @@ class Handlers:
         await self._media.delete(call.user_id, media_id, call.expected_version())
         return NO_CONTENT
 
-    async def get_original(self, call: Call, media_id: UUID, query: schemas.Signature) -> web.StreamResponse:
-        """The image as it was uploaded"""
-        return await self._deliver(call.request, await self._media.original(media_id, _viewer(call, query)))
+    async def get_original(self, call: Call, media_id: UUID) -> web.StreamResponse:
+        """The image as it was uploaded, for its owner only: it may say where it was taken"""
+        return await deliver(call.request, await self._media.original(call.user_id, media_id), self._media)
 
     async def get_variant(self, call: Call, media_id: UUID, name: str, query: schemas.Signature) -> web.StreamResponse:
-        """A variant of the image, as WebP"""
-        return await self._deliver(call.request, await self._media.variant(media_id, name, _viewer(call, query)))
+        """A variant of the image, as WebP and without metadata"""
+        content = await self._media.variant(media_id, name, _viewer(call, query))
+        return await deliver(call.request, content, self._media)
 
     def _render(self, image: Image) -> schemas.Media:
         return schemas.Media.of(image, self._media.signed_url)
 
+    def _accepted(self, image: Image) -> Reply[schemas.Media]:
+        return self._reply(image, {"Location": f"/api/v1/media/{image.id}"})
+
     def _reply(self, image: Image, headers: dict[str, str] | None = None) -> Reply[schemas.Media]:
         return Reply(self._render(image), image.version, headers or {})
-
-    async def _deliver(self, request: web.Request, content: Content) -> web.StreamResponse:
-        tag = f'"{content.sha256}"'
-        headers = {
-            hdrs.ETAG: tag,
-            hdrs.CACHE_CONTROL: _cache_control(content.fresh_seconds),
-            hdrs.ACCEPT_RANGES: "bytes",
-            hdrs.CONTENT_DISPOSITION: f'inline; filename="{content.filename}"',
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-            "Cross-Origin-Resource-Policy": "cross-origin",
-        }
-        if ranges.matches(request.headers.get(hdrs.IF_NONE_MATCH), tag):
-            return web.Response(status=304, headers=headers)
-        if_range = request.headers.get(hdrs.IF_RANGE)
-        asked = request.headers.get(hdrs.RANGE) if if_range in (None, tag) else None
-        span = ranges.parse(asked, content.bytes) if request.method == hdrs.METH_GET else None
-        response = web.StreamResponse(status=206 if span else 200, headers=headers)
-        if span:
-            response.headers[hdrs.CONTENT_RANGE] = span.content_range(content.bytes)
-        start, length = span or (0, content.bytes)
-        response.content_type = content.content_type
-        response.content_length = length
-        if request.method == hdrs.METH_HEAD:
-            await response.prepare(request)
-            return response
-        try:
-            async for piece in self._media.stream(content, start, length):
-                if not response.prepared:  # not before there is something: what is gone is a 404
-                    await response.prepare(request)
-                await response.write(piece)
-        except FileNotFoundError:
-            if response.prepared:
-                raise
-            raise NotFound from None
-        await response.write_eof()
-        return response
-
-
-def _cache_control(fresh_seconds: int | None) -> str:
-    if fresh_seconds is None:
-        return "private, no-cache"
-    return f"public, max-age={fresh_seconds}, immutable"
 
 
 def _viewer(call: Call, query: schemas.Signature) -> Viewer:
@@ -118,13 +99,24 @@ def _require_acceptable(request: web.Request) -> None:
     declared = request.content_type
     if not (declared.startswith("image/") or declared in ("application/octet-stream", _MULTIPART)):
         raise UnsupportedType(f"send an image, or {_MULTIPART} with the field file")
+    _require_uncompressed(request)
+
+
+def _require_uncompressed(request: web.Request) -> None:
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
         raise UnsupportedType("send the image uncompressed")
 
 
+async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes, without joining or copying."""
+    async for chunk, _ in request.content.iter_chunks():
+        if chunk:
+            yield chunk
+
+
 async def _body(request: web.Request) -> AsyncIterator[bytes]:
     if request.content_type != _MULTIPART:
-        async for chunk in request.content.iter_any():
+        async for chunk in _pieces(request):
             yield chunk
         return
     part = await _file_part(request)

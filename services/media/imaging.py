@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from services.media.models import VARIANTS, Processed, Variant
+from services.media.models import ANIMATED, ANIMATED_LONGEST, VARIANTS, Processed, Variant
 
 _LOADERS = {
     "image/jpeg": "jpegload",
@@ -37,6 +37,7 @@ READY = b"ready\n"  # the first line it writes
 
 class Limits(msgspec.Struct, frozen=True):
     max_pixels: int
+    max_animation_pixels: int
     memory_bytes: int
 
 
@@ -67,14 +68,26 @@ def make_variants(job: Job, limits: Limits) -> Made | Refused:
         header = pyvips.Image.new_from_file(job.source, access="sequential", fail_on="error")
         if header.get("vips-loader") != _LOADERS[job.content_type]:
             return Refused("damaged", "the file is not what it says it is")
-        if header.width * header.height > limits.max_pixels:
-            megapixels, most = header.width * header.height / 1e6, limits.max_pixels / 1e6
-            return Refused("too-many-pixels", f"the image has {megapixels:.1f} megapixels, at most {most:g} are taken")
+        pixels = header.width * header.height
+        if pixels > limits.max_pixels:
+            return _too_many("image", pixels, limits.max_pixels)
+        if _frames(header) > 1 and pixels * _frames(header) > limits.max_animation_pixels:
+            return _too_many("animation", pixels * _frames(header), limits.max_animation_pixels)
         return Made(_made(pyvips, job, header))
     except pyvips.Error as error:
         return Refused("damaged", f"the file is damaged or incomplete ({_first_line(error)})")
     except MemoryError:
         return Refused("out-of-memory", "the image takes too much memory")
+
+
+def _too_many(what: str, pixels: int, most: int) -> Refused:
+    return Refused("too-many-pixels", f"the {what} has {pixels / 1e6:.1f} megapixels, at most {most / 1e6:g} are taken")
+
+
+def _frames(header: Any) -> int:
+    """Of an animation; pages of other kinds are not for us."""
+    moves = header.get("vips-loader") in ("gifload", "webpload") and header.get_typeof("n-pages")
+    return int(header.get("n-pages")) if moves else 1
 
 
 def _made(pyvips: Any, job: Job, header: Any) -> Processed:
@@ -90,12 +103,29 @@ def _made(pyvips: Any, job: Job, header: Any) -> Processed:
     variants = []
     for name in names:
         image = _fitted(image, VARIANTS[name])
-        data = image.webpsave_buffer(Q=_QUALITY, effort=_EFFORT, keep="none")
-        Path(job.target, f"{name}.webp").write_bytes(data)
-        variants.append(Variant(name, image.width, image.height, len(data), hashlib.sha256(data).hexdigest()))
+        variants.append(_saved(job, name, image, image.height))
     tiny = _fitted(image, _PLACEHOLDER_PIXELS).webpsave_buffer(Q=50, effort=_EFFORT, keep="none")
     placeholder = f"data:image/webp;base64,{base64.b64encode(tiny).decode()}"
-    return Processed(width, height, placeholder, tuple(reversed(variants)))
+    variants.reverse()
+    if _frames(header) > 1:
+        # Frame by frame from the decoder to the encoder: never all of them in memory.
+        moving = pyvips.Image.thumbnail(
+            f"{job.source}[n=-1]",
+            ANIMATED_LONGEST,
+            height=ANIMATED_LONGEST,
+            size="down",
+            output_profile="srgb",
+            fail_on="error",
+        )
+        variants.append(_saved(job, ANIMATED, moving, moving.get("page-height")))
+    return Processed(width, height, placeholder, tuple(variants))
+
+
+def _saved(job: Job, name: str, image: Any, height: int) -> Variant:
+    """As WebP. `height` is that of one frame."""
+    data = image.webpsave_buffer(Q=_QUALITY, effort=_EFFORT, keep="none")
+    Path(job.target, f"{name}.webp").write_bytes(data)
+    return Variant(name, image.width, height, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _in_srgb(pyvips: Any, image: Any) -> Any:

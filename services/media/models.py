@@ -53,6 +53,17 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         return next((v for v in self.variants if v.name == name), None)
 
 
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload straight to the store; `media_id` is what came of it, once it is complete."""
+
+    id: UUID
+    owner_id: UUID
+    content_type: str
+    bytes: int
+    expires_at: datetime
+    media_id: UUID | None
+
+
 class Usage(msgspec.Struct, frozen=True):
     bytes: int
     items: int
@@ -78,6 +89,8 @@ class Processed(msgspec.Struct, frozen=True):
 # What the parts agree on: name -> longest side in pixels. They are never larger than the original.
 VARIANTS = {"small": 256, "medium": 640, "large": 1280}
 VARIANT_TYPE = "image/webp"
+# Of what moves there is one more, which moves too; the others show the first frame.
+ANIMATED, ANIMATED_LONGEST = "animated", 640
 
 
 def variant_path(media_id: UUID, name: str) -> str:
@@ -85,13 +98,19 @@ def variant_path(media_id: UUID, name: str) -> str:
     return f"/api/v1/media/{media_id}/variants/{name}"
 
 
-def original_path(media_id: UUID) -> str:
-    return f"/api/v1/media/{media_id}/original"
+def upload_path(upload_id: UUID) -> str:
+    """Where the API takes the bytes of an upload, for a store that cannot sign URLs itself."""
+    return f"/api/v1/media/uploads/{upload_id}"
+
+
+def incoming_key(upload_id: UUID) -> str:
+    """Where a client writes; nothing else is ever read from there than to copy it."""
+    return f"incoming/{upload_id}"
 
 
 def all_keys(blob_id: UUID) -> list[str]:
     """Every object that a blob may have."""
-    return [original_key(blob_id), *(variant_key(blob_id, name) for name in VARIANTS)]
+    return [original_key(blob_id), *(variant_key(blob_id, name) for name in (*VARIANTS, ANIMATED))]
 
 
 def original_key(blob_id: UUID) -> str:

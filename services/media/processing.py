@@ -16,6 +16,7 @@ from services.media.blobs import Sweeper
 from services.media.children import CannotProcess, Children
 from services.media.consumed import MediaDeleted, MediaUploaded, UserDeleted
 from services.media.events import MediaFailed, MediaProcessed, VariantMade
+from services.media.fairness import FairGate
 from services.media.models import Image, Processed
 from shared import forgetting, metrics, tracing
 from shared.consumer import Delivery
@@ -44,11 +45,16 @@ class Processing:
         self._objects = objects
         self._children = children
         self._sweeper = sweeper
-        # Originals on this machine at a time: those in processing and the next one, whatever the bus hands over.
-        self._scratch = asyncio.Semaphore(processes + 1)
+        # At work at a time: what is in processing, and the next original, which is being fetched.
+        self._gate = FairGate(processes + 1)
 
     async def process(self, delivery: Delivery[MediaUploaded]) -> None:
-        """Make the variants, or say why that cannot be. Leaves nothing behind when the media are gone meanwhile."""
+        """Make the variants, or say why that cannot be, when it is the owner's turn."""
+        async with self._gate.turn(delivery.event.owner_id):
+            await self._process(delivery)
+
+    async def _process(self, delivery: Delivery[MediaUploaded]) -> None:
+        """Leaves nothing behind when the media are gone meanwhile."""
         await delivery.stop_if_handled()
         event = delivery.event
         result: Processed | CannotProcess | None = None
@@ -105,14 +111,14 @@ class Processing:
         return Processed(twin.width, twin.height, twin.placeholder, twin.variants)
 
     async def _of_original(self, event: MediaUploaded) -> Processed:
-        async with self._scratch:
-            with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
-                source, target = Path(folder, "original"), Path(folder)
-                await self._fetch(event, source)
-                processed = await self._children.process(source, target, event.content_type)
-                for variant in processed.variants:
-                    data = await asyncio.to_thread(Path(target, f"{variant.name}.webp").read_bytes)
-                    await self._objects.put(models.variant_key(event.blob_id, variant.name), data)
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+            source, target = Path(folder, "original"), Path(folder)
+            await self._fetch(event, source)
+            processed = await self._children.process(source, target, event.content_type)
+            for variant in processed.variants:
+                data = await asyncio.to_thread(Path(target, f"{variant.name}.webp").read_bytes)
+                key = models.variant_key(event.blob_id, variant.name)
+                await self._objects.put(key, data, content_type=models.VARIANT_TYPE)
         return processed
 
     async def _fetch(self, event: MediaUploaded, target: Path) -> None:

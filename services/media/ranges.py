@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 from services.media.errors import RangeNotSatisfiable
 
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_UNIT = re.compile(r"bytes\s*=(.*)", re.DOTALL)
+_RANGE = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
+_MOST = 16  # who asks for more, or for bytes twice, gets all of them once
 
 
 class Span(NamedTuple):
@@ -16,26 +18,33 @@ class Span(NamedTuple):
         return f"bytes {self.start}-{self.start + self.length - 1}/{size}"
 
 
-def parse(header: str | None, size: int) -> Span | None:
-    """The one range asked for; `None` for all, also where the header is not understood or asks for several.
+def parse(header: str | None, size: int) -> list[Span]:
+    """The ranges asked for; none for all bytes, also where the header is not understood or asks for too much.
 
     Raises `RangeNotSatisfiable` when there are no such bytes.
     """
-    match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
-    if match is None or match[0] == "bytes=-":
-        return None
-    first, last = match[1], match[2]
+    unit = _UNIT.fullmatch(header) if header else None
+    if unit is None:
+        return []
+    spans = []
+    for item in filter(str.strip, unit[1].split(",")):
+        match = _RANGE.fullmatch(item)
+        if match is None or not (match[1] or match[2]) or (match[1] and match[2] and int(match[2]) < int(match[1])):
+            return []  # not a range: all of it is ignored
+        spans.append(_span(match[1], match[2], size))
+    satisfiable = [span for span in spans if span.length > 0]
+    if spans and not satisfiable:
+        raise RangeNotSatisfiable(size)
+    too_much = len(spans) > _MOST or sum(span.length for span in satisfiable) > size
+    return [] if too_much else satisfiable
+
+
+def _span(first: str, last: str, size: int) -> Span:
     if not first:
         length = min(int(last), size)
-        start = size - length
-    else:
-        start = int(first)
-        if last and int(last) < start:
-            return None  # not a range: ignored
-        length = min(int(last) + 1 if last else size, size) - start
-    if length <= 0:
-        raise RangeNotSatisfiable(size)
-    return Span(start, length)
+        return Span(size - length, length)
+    start = int(first)
+    return Span(start, min(int(last) + 1 if last else size, size) - start)
 
 
 def matches(header: str | None, etag: str) -> bool:

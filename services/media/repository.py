@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.media.models import Image, Processed, Status, Usage, Variant, Visibility
+from services.media.models import Image, Processed, Status, Upload, Usage, Variant, Visibility
 from shared.database import Connection, Record
 from shared.errors import TenfoldError
 
@@ -17,6 +17,7 @@ _MEDIA = (
     "id, owner_id, blob_id, title, visibility, status, failure, content_type, bytes, width, height, sha256,"
     " placeholder, variants, created_at, updated_at, version"
 )
+_UPLOAD = "id, owner_id, content_type, bytes, expires_at, media_id"
 _CHANGED = "version = version + 1, updated_at = now()"
 
 
@@ -108,6 +109,10 @@ async def delete_all_of(connection: Connection, owner_id: UUID) -> None:
         owner_id,
     )
     await connection.execute("DELETE FROM usage WHERE owner_id = $1", owner_id)
+    # The row stays for the sweeper, since somebody may still be writing; whose it was is forgotten.
+    await connection.execute(
+        "UPDATE uploads SET owner_id = $2, media_id = NULL WHERE owner_id = $1", owner_id, UUID(int=0)
+    )
 
 
 async def get_usage(connection: Connection, owner_id: UUID) -> Usage:
@@ -132,6 +137,66 @@ async def subtract_usage(connection: Connection, owner_id: UUID, size: int) -> N
     await connection.execute(
         "UPDATE usage SET bytes = bytes - $2, items = items - 1 WHERE owner_id = $1", owner_id, size
     )
+
+
+async def get_usage_with_open_uploads(connection: Connection, owner_id: UUID) -> Usage:
+    """The sums, counting uploads that have not been completed as if they were."""
+    row = await connection.fetchrow(
+        "SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(items), 0)::bigint AS items FROM ("
+        " SELECT bytes, items FROM usage WHERE owner_id = $1"
+        " UNION ALL SELECT sum(bytes), count(*) FROM uploads WHERE owner_id = $1 AND media_id IS NULL) AS sums",
+        owner_id,
+    )
+    assert row is not None
+    return Usage(row["bytes"], row["items"])
+
+
+async def insert_upload(
+    connection: Connection,
+    upload_id: UUID,
+    owner_id: UUID,
+    content_type: str,
+    size: int,
+    open_seconds: float,
+    grace: float,
+) -> Upload:
+    """An upload whose URL holds for `open_seconds`, and whose bytes are swept `grace` seconds later."""
+    row = await connection.fetchrow(
+        "INSERT INTO uploads (id, owner_id, content_type, bytes, expires_at, doomed_at) VALUES ($1, $2, $3, $4,"
+        " date_trunc('second', now()) + make_interval(secs => $5), now() + make_interval(secs => $5 + $6))"
+        f" RETURNING {_UPLOAD}",
+        upload_id,
+        owner_id,
+        content_type,
+        size,
+        open_seconds,
+        grace,
+    )
+    assert row is not None
+    return Upload(**row)
+
+
+async def get_upload(connection: Connection, upload_id: UUID) -> Upload | None:
+    row = await connection.fetchrow(f"SELECT {_UPLOAD} FROM uploads WHERE id = $1", upload_id)
+    return Upload(**row) if row else None
+
+
+async def get_upload_for_update(connection: Connection, upload_id: UUID) -> Upload | None:
+    row = await connection.fetchrow(f"SELECT {_UPLOAD} FROM uploads WHERE id = $1 FOR UPDATE", upload_id)
+    return Upload(**row) if row else None
+
+
+async def complete_upload(connection: Connection, upload_id: UUID, media_id: UUID) -> None:
+    await connection.execute("UPDATE uploads SET media_id = $2 WHERE id = $1", upload_id, media_id)
+
+
+async def get_doomed_uploads(connection: Connection, limit: int) -> list[UUID]:
+    rows = await connection.fetch("SELECT id FROM uploads WHERE doomed_at <= now() ORDER BY doomed_at LIMIT $1", limit)
+    return [row["id"] for row in rows]
+
+
+async def forget_uploads(connection: Connection, doomed: Sequence[UUID]) -> None:
+    await connection.execute("DELETE FROM uploads WHERE id = ANY($1)", doomed)
 
 
 async def announce_blob(connection: Connection, blob_id: UUID, seconds: float) -> None:

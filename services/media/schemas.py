@@ -18,6 +18,21 @@ class ChangeMedia(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     visibility: Literal["private", "public"] | UnsetType = UNSET
 
 
+class CreateUpload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    content_type: Literal["image/jpeg", "image/png", "image/webp", "image/gif", "image/avif"]
+    bytes: Annotated[int, Meta(ge=1)]
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """Send the bytes to `upload_url` with `method` and `headers` before `expires_at`, then complete the upload."""
+
+    id: UUID
+    upload_url: str
+    method: Literal["PUT"]
+    headers: dict[str, str]
+    expires_at: datetime
+
+
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Both are part of the URLs that the API hands out."""
 

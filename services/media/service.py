@@ -1,33 +1,27 @@
-"""The use cases of the API of media. Each owns its transaction; none knows HTTP or SQL."""
+"""The use cases of the API of media, but for `uploads`. Each owns its transaction; none knows HTTP or SQL."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 from msgspec import UNSET
 
 from services.media import models, repository
-from services.media.blobs import Intake, Sweeper
 from services.media.content_types import extension
-from services.media.errors import QuotaExceeded, UploadTimeout
-from services.media.events import MediaDeleted, MediaUploaded
+from services.media.events import MediaDeleted
 from services.media.models import Image, Quota, Usage, Visibility
 from services.media.schemas import ChangeMedia
 from services.media.settings import Settings
 from services.media.signing import UrlSigner
-from shared import forgetting, metrics
 from shared.database import Database, Transaction
-from shared.errors import Forbidden, NotFound, PreconditionFailed, TooLarge, Unauthenticated
-from shared.idempotency import Once
-from shared.ids import new_id
+from shared.errors import Forbidden, NotFound, PreconditionFailed
 from shared.objects import Objects
 from shared.outbox import Outbox
 from shared.paging import PageQuery
 
-UPLOADED = metrics.Counter("tenfold_media_uploaded_bytes_total", "Bytes of accepted uploads")
-
-_GRACE_SECONDS = 300.0  # the sweeper must not come before an upload has ended for sure
+_REDIRECTED_SECONDS = 600
 _FOREVER_SECONDS = 365 * 24 * 3600
 
 
@@ -52,90 +46,22 @@ class Content:
     fresh_seconds: int | None
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A URL of the store. The redirect to it may be kept for `fresh_seconds`."""
+
+    url: str
+    fresh_seconds: int
+
+
 class Media:
-    def __init__(
-        self,
-        db: Database,
-        outbox: Outbox,
-        objects: Objects,
-        sweeper: Sweeper,
-        signer: UrlSigner,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, db: Database, outbox: Outbox, objects: Objects, signer: UrlSigner, settings: Settings) -> None:
         self._db = db
         self._outbox = outbox
         self._objects = objects
-        self._sweeper = sweeper
         self._signer = signer
-        self._settings = settings
+        self._redirects = settings.redirect_to_store
         self.quota = Quota(settings.quota_bytes, settings.quota_items)
-
-    async def upload(
-        self, owner_id: UUID, chunks: AsyncIterator[bytes], declared: int | None, once: Callable[[bytes], Once]
-    ) -> Image:
-        """Store an image and have it processed. `declared` is the size in bytes, where known; `once` gets the hash.
-
-        Raises `NotAnImage`, `EmptyUpload` (nothing has been stored then), `TooLarge`, `QuotaExceeded`, `UploadTimeout`.
-        """
-        if declared is not None and declared > self._settings.upload_max_bytes:
-            raise TooLarge(_limit(self._settings))
-        used = await self._db.read(repository.get_usage, owner_id)
-        # With a key it may be the very upload that filled the quota, sent again.
-        if once(b"").key is None and not self.quota.allows(Usage(used.bytes + (declared or 1), used.items + 1)):
-            raise QuotaExceeded
-        intake = Intake(chunks, self._settings.upload_max_bytes, self._settings.upload_stall_seconds)
-        content_type = await intake.sniff()
-        blob_id = new_id()
-        async with self._db.transaction() as tx:
-            await repository.announce_blob(tx, blob_id, self._settings.upload_seconds + _GRACE_SECONDS)
-        try:
-            await self._store(blob_id, intake)
-            image = await self._register(owner_id, blob_id, content_type, intake, once)
-        except BaseException:
-            # Also when the caller went away, which cancels this task. What cannot be done now the worker's sweep does.
-            await asyncio.shield(self._sweeper.discard(blob_id))
-            raise
-        if image.blob_id != blob_id:
-            await self._sweeper.discard(blob_id)  # the same bytes are there already
-        return image
-
-    async def _store(self, blob_id: UUID, intake: Intake) -> None:
-        try:
-            async with asyncio.timeout(self._settings.upload_seconds):
-                await self._objects.put(models.original_key(blob_id), intake, seconds=self._settings.upload_seconds)
-        except TimeoutError:
-            raise UploadTimeout from None
-
-    async def _register(
-        self, owner_id: UUID, blob_id: UUID, content_type: str, intake: Intake, make_once: Callable[[bytes], Once]
-    ) -> Image:
-        sha256 = intake.sha256()
-        once = make_once(sha256.encode())
-        async with self._db.transaction() as tx:
-            if await forgetting.is_forgotten(tx, owner_id):
-                raise Unauthenticated("the account is gone")
-            if (earlier := await once.find(tx, Image)) is not None:
-                return earlier
-            if not self.quota.allows(await repository.add_usage(tx, owner_id, intake.bytes)):
-                raise QuotaExceeded
-            used = await repository.use_blob(tx, blob_id, sha256)
-            if used is None:
-                raise UploadTimeout
-            image = await repository.insert_media(tx, new_id(), owner_id, used, content_type, intake.bytes, sha256)
-            await self._outbox.add(
-                tx,
-                MediaUploaded(
-                    media_id=image.id,
-                    owner_id=owner_id,
-                    blob_id=used,
-                    sha256=sha256,
-                    content_type=content_type,
-                    bytes=image.bytes,
-                ),
-            )
-            await once.keep(tx, image)
-        UPLOADED.inc(image.bytes)
-        return image
 
     async def get(self, owner_id: UUID, media_id: UUID) -> Image:
         return _owned(await self._db.read(repository.get_media, media_id), owner_id)
@@ -165,13 +91,12 @@ class Media:
             await repository.release_blob(tx, image.blob_id)
             await self._outbox.add(tx, MediaDeleted(media_id=media_id, owner_id=owner_id))
 
-    async def original(self, media_id: UUID, viewer: Viewer) -> Content:
-        image = await self._db.read(repository.get_media, media_id)
-        fresh = self._permitted(image, viewer, models.original_path(media_id))
-        assert image is not None
+    async def original(self, owner_id: UUID, media_id: UUID) -> Content:
+        """Nobody else's, not even of public media: photos tell by their metadata where and by whom they were taken."""
+        image = await self.get(owner_id, media_id)
         filename = f"{media_id}.{extension(image.content_type)}"
         key = models.original_key(image.blob_id)
-        return Content(key, image.content_type, image.bytes, image.sha256, filename, fresh)
+        return Content(key, image.content_type, image.bytes, image.sha256, filename, None)
 
     async def variant(self, media_id: UUID, name: str, viewer: Viewer) -> Content:
         image = await self._db.read(repository.get_media, media_id)
@@ -186,6 +111,21 @@ class Media:
     def stream(self, content: Content, start: int, length: int) -> AsyncIterator[bytes]:
         """The bytes in pieces. Raises `FileNotFoundError` when they have been deleted meanwhile."""
         return self._objects.stream(content.key, start, length)
+
+    def path(self, content: Content) -> Path | None:
+        """The file that the content is, in a store that has files."""
+        return self._objects.path(content.key)
+
+    async def elsewhere(self, content: Content) -> Elsewhere | None:
+        """Where the store itself delivers the content; `None` when it does not.
+
+        Only what others may see, which are variants: of those we know the type that the store gives.
+        """
+        if not self._redirects or content.fresh_seconds is None:
+            return None
+        seconds = min(content.fresh_seconds, _REDIRECTED_SECONDS)
+        url = await self._objects.presign_get(content.key, timedelta(seconds=seconds))
+        return None if url is None else Elsewhere(url, seconds // 2)
 
     def signed_url(self, media_id: UUID, name: str) -> str:
         return self._signer.sign(models.variant_path(media_id, name))
@@ -216,7 +156,3 @@ def _owned(image: Image | None, owner_id: UUID | None) -> Image:
     if image is None or image.owner_id != owner_id:
         raise NotFound
     return image
-
-
-def _limit(settings: Settings) -> str:
-    return f"at most {settings.upload_max_bytes} bytes are taken"

@@ -16,7 +16,10 @@ class UrlSigner:
     def sign(self, path: str) -> str:
         """`path` with `expires` and `signature`. It is the same for a while, so that browsers' caches hit."""
         half = self._seconds // 2
-        expires = (int(self._clock.now().timestamp()) // half + 2) * half
+        return self.sign_until(path, (int(self._clock.now().timestamp()) // half + 2) * half)
+
+    def sign_until(self, path: str, expires: int) -> str:
+        """`path` with a signature that holds until `expires`, in seconds since the epoch."""
         return f"{path}?{urlencode({'expires': expires, 'signature': self._signature(path, str(expires))})}"
 
     def seconds_left(self, path: str, expires: str, signature: str) -> int | None:

@@ -15,6 +15,7 @@ WITHOUT_KEY = {
     "/api/v1/sessions",
     "/api/v1/sessions/refresh",
     "/api/v1/email-verifications",
+    "/api/v1/media/uploads/{upload_id}/complete",
     "/api/v1/password-resets",
     "/api/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
 }

@@ -1,6 +1,5 @@
 """The SQL of accounts, a function a question. `get_...` answers `None` for what is not there."""
 
-
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 

@@ -1,6 +1,5 @@
 """The SQL of sessions and refresh tokens."""
 
-
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID

@@ -26,6 +26,7 @@ from shared.ids import new_id
 from shared.runner import Process
 from shared.settings import DataSettings
 from shared.testing import eventually
+from tests.integration.media import corpus
 
 
 @asynccontextmanager
@@ -78,6 +79,7 @@ def media_settings(data_settings: DataSettings, keys: Keys, tmp_path: Path) -> S
         url_secret="s" * 32,
         jwks_url=keys.jwks_url,
         processes=2,
+        max_animation_pixels=corpus.ANIMATION_PIXELS,
         sweep_seconds=0.2,
     )
 

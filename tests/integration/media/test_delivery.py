@@ -1,5 +1,6 @@
 """Looking at, changing and fetching media."""
 
+import email
 import hashlib
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -40,6 +41,20 @@ async def test_a_range(world: World, asked: str, start: int, end: int | None) ->
     assert headers["Content-Range"] == f"bytes {first}-{first + len(body) - 1}/{len(data)}"
 
 
+async def test_several_ranges(world: World) -> None:
+    data = images.photo(*PHOTO)
+    status, body, headers = await _original(world, Range="bytes=0-9,20-29,-5")
+    assert (status, int(headers["Content-Length"])) == (206, len(body))
+    message = email.message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n" + body)
+    assert message.get_content_type() == "multipart/byteranges"
+    size = len(data)
+    assert [part["Content-Range"] for part in message.walk()][1:] == [
+        f"bytes 0-9/{size}", f"bytes 20-29/{size}", f"bytes {size - 5}-{size - 1}/{size}"
+    ]  # fmt: skip
+    for span in (data[:10], data[20:30], data[-5:]):
+        assert span in body
+
+
 async def test_a_range_that_is_not_there(world: World) -> None:
     status, problem, headers = await _original(world, Range="bytes=999999-")
     assert (status, problem["status"]) == (416, 416)
@@ -74,9 +89,9 @@ async def test_nobody_else_sees_private_media(world: World) -> None:
         assert (await world.call(method, where, stranger))[0] == 404
     assert (await world.call("PATCH", path, stranger, json={"title": "mine"}))[0] == 404
     assert (await world.call("GET", "/api/v1/media", stranger))[1]["items"] == []
-    for where in ("original", "variants/small"):
+    for where, expected in (("original", 401), ("variants/small", 404)):
         async with world.http.get(f"{world.url}{path}/{where}") as answer:
-            assert answer.status == 404
+            assert answer.status == expected
 
 
 async def test_everybody_sees_public_media(world: World) -> None:
@@ -84,12 +99,27 @@ async def test_everybody_sees_public_media(world: World) -> None:
     path = f"/api/v1/media/{media['id']}"
     status, changed, _ = await world.call("PATCH", path, json={"visibility": "public"})
     assert (status, changed["visibility"], changed["version"]) == (200, "public", media["version"] + 1)
-    for where in ("original", "variants/small"):
-        async with world.http.get(f"{world.url}{path}/{where}") as answer:
-            assert answer.status == 200
-            assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    async with world.http.get(f"{world.url}{path}/variants/small") as answer:
+        assert answer.status == 200
+        assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     async with world.http.get(f"{world.url}{path}") as answer:
         assert answer.status == 401
+
+
+async def test_strangers_do_not_learn_where_a_photo_was_taken(world: World) -> None:
+    media = await world.settled((await world.uploaded(images.turned()))["id"])
+    path = f"/api/v1/media/{media['id']}"
+    await world.call("PATCH", path, json={"visibility": "public"})
+    assert images.metadata((await world.call("GET", f"{path}/original"))[1])
+    stranger = world.keys.bearer(new_id())
+    assert (await world.call("GET", f"{path}/original", stranger))[0] == 404
+    query = urlsplit(media["variants"][0]["url"]).query
+    for url in (f"{path}/original", f"{path}/original?{query}"):
+        async with world.http.get(world.url + url) as answer:
+            assert answer.status == 401
+    for variant in media["variants"]:
+        status, body, _ = await world.call("GET", f"{path}/variants/{variant['name']}", stranger)
+        assert (status, images.metadata(body)) == (200, set())
 
 
 async def test_signed_urls(world: World) -> None:
@@ -154,6 +184,9 @@ async def test_the_document_lists_every_route(world: World) -> None:
     _, document, _ = await world.call("GET", "/openapi.json")
     assert set(document["paths"]) == {
         "/api/v1/media",
+        "/api/v1/media/uploads",
+        "/api/v1/media/uploads/{upload_id}",
+        "/api/v1/media/uploads/{upload_id}/complete",
         "/api/v1/media/usage",
         "/api/v1/media/{media_id}",
         "/api/v1/media/{media_id}/original",

@@ -20,7 +20,7 @@ def test_all_keys_has_the_original_and_every_variant() -> None:
     blob_id = new_id()
     assert all_keys(blob_id) == [
         f"originals/{blob_id}",
-        *(f"variants/{blob_id}/{name}.webp" for name in ("small", "medium", "large")),
+        *(f"variants/{blob_id}/{name}.webp" for name in ("small", "medium", "large", "animated")),
     ]
     assert VARIANTS == {"small": 256, "medium": 640, "large": 1280}
 
