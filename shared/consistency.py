@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 
 HEADER = "Consistency-Token"
 _MAX_CLUSTERS = 8
@@ -35,8 +36,14 @@ class Positions:
         self._lsns[cluster] = max(lsn, self._lsns.get(cluster, 0))
         self.written = True
 
+    def merge(self, other: "Positions") -> None:
+        """Know also what `other` knows; written is what either has."""
+        for cluster, lsn in other._lsns.items():
+            self._lsns[cluster] = max(lsn, self._lsns.get(cluster, 0))
+        self.written |= other.written
+
     def token(self) -> str:
-        return ".".join(f"{cluster}-{lsn:x}" for cluster, lsn in self._lsns.items())
+        return ".".join(f"{cluster}-{lsn:x}" for cluster, lsn in islice(self._lsns.items(), _MAX_CLUSTERS))
 
 
 _current: ContextVar[Positions | None] = ContextVar("positions", default=None)

@@ -33,7 +33,7 @@ async def api(process: Process, settings: Settings) -> web.Application:
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
     passwords = await process.enter(Passwords.opened(settings))
     keys = await process.enter(SigningKeys.opened(db, settings.signing_key_secret, clock))
-    profiles = Cache("profile", Profile, lambda profile: profile.version, redis)
+    profiles = await process.enter(Cache.opened("profile", Profile, lambda profile: profile.version, redis))
     users = Users(db, outbox, passwords, keys, profiles, settings, clock)
     table = routes(Handlers(users, keys))
     return application.build(
