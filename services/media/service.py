@@ -21,6 +21,7 @@ from shared.database import Database, Transaction
 from shared.errors import Forbidden, NotFound, PreconditionFailed, TooLarge
 from shared.idempotency import Once
 from shared.ids import new_id
+from shared.loader import Loader
 from shared.objects import Objects
 from shared.outbox import Outbox
 from shared.paging import PageQuery
@@ -63,6 +64,7 @@ class Media:
         settings: Settings,
     ) -> None:
         self._db = db
+        self._rows = Loader(db, repository.get_media)
         self._outbox = outbox
         self._objects = objects
         self._sweeper = sweeper
@@ -135,7 +137,7 @@ class Media:
         return image
 
     async def get(self, owner_id: UUID, media_id: UUID) -> Image:
-        return _owned(await self._db.read(repository.get_media, media_id), owner_id)
+        return _owned(await self._rows.get(media_id), owner_id)
 
     async def list(self, owner_id: UUID, query: PageQuery) -> Sequence[Image]:
         """One more than asked for, where there are more."""
@@ -163,7 +165,7 @@ class Media:
             await self._outbox.add(tx, MediaDeleted(media_id=media_id, owner_id=owner_id))
 
     async def original(self, media_id: UUID, viewer: Viewer) -> Content:
-        image = await self._db.read(repository.get_media, media_id)
+        image = await self._rows.get(media_id)
         fresh = self._permitted(image, viewer, models.original_path(media_id))
         assert image is not None
         filename = f"{media_id}.{extension(image.content_type)}"
@@ -171,7 +173,7 @@ class Media:
         return Content(key, image.content_type, image.bytes, image.sha256, filename, fresh)
 
     async def variant(self, media_id: UUID, name: str, viewer: Viewer) -> Content:
-        image = await self._db.read(repository.get_media, media_id)
+        image = await self._rows.get(media_id)
         fresh = self._permitted(image, viewer, models.variant_path(media_id, name))
         assert image is not None
         variant = image.variant(name)

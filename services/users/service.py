@@ -23,6 +23,7 @@ from shared.database import Database, Transaction
 from shared.errors import NotFound, PreconditionFailed, Unauthenticated
 from shared.idempotency import Once
 from shared.ids import new_id
+from shared.loader import Loader
 from shared.outbox import Outbox
 from shared.paging import PageQuery
 
@@ -46,6 +47,8 @@ class Users:
         self._passwords = passwords
         self._keys = keys
         self._profiles = profiles
+        self._profile_rows = Loader(db, repository.get_profiles)
+        self._account_rows = Loader(db, repository.get_accounts)
         self._settings = settings
         self._clock = clock
 
@@ -125,7 +128,7 @@ class Users:
             await repository.delete_sessions(tx, account_id)
 
     async def account(self, account_id: UUID) -> Account:
-        account = await self._db.read(repository.get_account, account_id)
+        account = await self._account_rows.get(account_id)
         if account is None:
             raise Unauthenticated("the account is gone")
         return account
@@ -158,7 +161,7 @@ class Users:
         return account
 
     async def profile(self, account_id: UUID) -> Profile:
-        profile = await self._profiles.get(str(account_id), lambda: self._db.read(repository.get_profile, account_id))
+        profile = await self._profiles.get(str(account_id), lambda: self._profile_rows.get(account_id))
         if profile is None:
             raise NotFound
         return profile
