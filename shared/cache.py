@@ -37,7 +37,6 @@ _ABSENT_SECONDS = 5.0
 _KEPT_SECONDS = 300.0  # past its time; must outlast any replica's lag and any load
 _EAGERNESS = 1.0  # XFetch's beta
 _LOADS = 3  # at most, when the key is written again and again meanwhile
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 LOOKUPS = metrics.Counter("tenfold_cache_lookups_total", "Lookups by outcome", ("cache", "outcome"))
 FILLS = metrics.Counter("tenfold_cache_fills_total", "Fills and tombstones by outcome", ("cache", "outcome"))
@@ -281,9 +280,4 @@ def _parse(raw: bytes | None) -> _Entry | None:
 
 def _mark(entry: str) -> str:
     """What an entry is called in a consistency token, where its version stands in the place of a position."""
-    number = int.from_bytes(hashlib.blake2b(entry.encode(), digest_size=8).digest())
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-    return digits
+    return hashlib.blake2b(entry.encode(), digest_size=7).hexdigest()[:13]

@@ -83,7 +83,8 @@ class _Link(asyncio.Protocol):
 class Redis:
     """Open it with `Redis.opened`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, call_seconds: float) -> None:
+        self._call_seconds = call_seconds
         self._address: dict[str, Any] = dict(parse_url(url))
         self._loop = asyncio.get_running_loop()
         self._link: _Link | None = None
@@ -96,9 +97,9 @@ class Redis:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, url: str) -> "AsyncIterator[Redis]":
-        """Does not connect yet: a process starts without its Redis."""
-        opened = cls(url)
+    async def opened(cls, url: str, *, call_seconds: float = _CALL_SECONDS) -> "AsyncIterator[Redis]":
+        """Does not connect yet: a process starts without its Redis. A call may take `call_seconds` and 10 ms."""
+        opened = cls(url, call_seconds)
         try:
             yield opened
         finally:
@@ -110,7 +111,7 @@ class Redis:
                     await opened._task
 
     async def call(self, *command: Argument) -> Any:
-        """The answer to `command`, text as bytes; or raise `RedisAway`, within 60 ms.
+        """The answer to `command`, text as bytes; or raise `RedisAway`, within 60 ms unless opened otherwise.
 
         A caller that is cancelled leaves the others' answers where they belong.
         """
@@ -128,7 +129,7 @@ class Redis:
         if not self._unsent:
             return  # given up meanwhile
         if self._timer is None:
-            self._timer = self._loop.call_later(_CALL_SECONDS, self._watch)
+            self._timer = self._loop.call_later(self._call_seconds, self._watch)
         if self._link is not None:
             calls, self._unsent = self._unsent, []
             self._link.send(calls)
@@ -188,7 +189,7 @@ class Redis:
         oldest = self._oldest()
         if oldest is None:
             return
-        left = oldest[0] + _CALL_SECONDS - self._loop.time()
+        left = oldest[0] + self._call_seconds - self._loop.time()
         if left > 0:
             self._timer = self._loop.call_later(left, self._watch)
         else:

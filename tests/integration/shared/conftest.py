@@ -4,6 +4,14 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from shared.redis import Redis
+from tests.backing import Backing
+
+
+@pytest.fixture
+async def redis(backing: Backing) -> AsyncIterator[Redis]:
+    """Patient, for a busy machine's Redis may be slow."""
+    async with Redis.opened(backing.redis, call_seconds=5) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -31,12 +31,6 @@ class Table:
         return self.row
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine's Redis may be slow."""
-    monkeypatch.setattr("shared.redis._CALL_SECONDS", 0.5)
-
-
 @pytest.fixture
 def name() -> str:
     return f"rows-{secrets.token_hex(4)}"
