@@ -119,3 +119,8 @@ $(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
 # Random secrets for this machine's Compose project; never committed.
 .env: scripts/compose-env.sh
 	@scripts/compose-env.sh $@
+
+##@ Measure
+.PHONY: bench-data
+bench-data: $(READY) ## Compare Loader, group commit and Redis with the plain drivers and pgbench
+	@$(BIN)/python -m bench.data
