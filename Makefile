@@ -130,7 +130,11 @@ plan: $(READY) ## Do the connections fit the server? (REPLICAS=8 POOL=10 SURGE=1
 	@$(BIN)/python -m shared.budget --replicas $(or $(REPLICAS),8) --pool $(or $(POOL),10) --surge $(or $(SURGE),1) \
 		--max-connections $(or $(MAX_CONNECTIONS),100) --reserve $(or $(RESERVE),10) --cores $(or $(CORES),2)
 
-##@ Bench
+##@ Measure
+.PHONY: bench-data
+bench-data: $(READY) ## Compare Loader, group commit and Redis with the plain drivers and pgbench
+	@$(BIN)/python -m bench.data
+
 .PHONY: bench-events
 bench-events: $(READY) ## Measure the event path against aiokafka itself
 	@$(BIN)/python -m bench.events

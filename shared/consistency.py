@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import NamedTuple
 
 HEADER = "Consistency-Token"
-_MAX_CLUSTERS = 6
+_MAX_ENTRIES = 6
 _ENTRY = re.compile(r"([0-9a-z]{1,13})-([0-9a-f]{1,8})-([0-9a-f]{1,16})")
 
 
@@ -39,7 +40,7 @@ class Positions:
     def __init__(self, token: str | None = None) -> None:
         self._positions: dict[str, Position] = {}
         self.written = False
-        for entry in (token or "").split(".")[:_MAX_CLUSTERS]:
+        for entry in (token or "").split(".")[:_MAX_ENTRIES]:
             if match := _ENTRY.fullmatch(entry):
                 self._positions[match[1]] = Position(int(match[2], 16), int(match[3], 16))
 
@@ -48,11 +49,19 @@ class Positions:
         return self._positions.get(cluster, ANY)
 
     def advance(self, cluster: str, position: Position) -> None:
-        self._positions[cluster] = max(position, self.get(cluster))
+        # Put last: a token that is full drops what moved longest ago.
+        self._positions[cluster] = max(position, self._positions.pop(cluster, ANY))
         self.written = True
 
+    def merge(self, other: "Positions") -> None:
+        """Know also what `other` knows; written is what either has."""
+        for cluster, position in other._positions.items():
+            self._positions[cluster] = max(position, self.get(cluster))
+        self.written |= other.written
+
     def token(self) -> str:
-        return ".".join(f"{cluster}-{at.timeline:x}-{at.lsn:x}" for cluster, at in self._positions.items())
+        latest = islice(reversed(self._positions.items()), _MAX_ENTRIES)
+        return ".".join(f"{cluster}-{at.timeline:x}-{at.lsn:x}" for cluster, at in reversed(list(latest)))
 
 
 _current: ContextVar[Positions | None] = ContextVar("positions", default=None)

@@ -58,7 +58,7 @@ class RateLimiter:
         if self._redis is not None:
             try:
                 allowed, wait, used = await self._redis.call(
-                    lambda pipeline: pipeline.eval(_GCRA, 1, f"limit:{key}", limit.interval, limit.seconds)
+                    "EVAL", _GCRA, 1, f"limit:{key}", limit.interval, limit.seconds
                 )
                 return _decision(bool(allowed), float(wait), float(used), limit)
             except RedisAway:

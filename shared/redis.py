@@ -1,123 +1,255 @@
-"""Redis behind short timeouts and a breaker: slow or gone, it costs a request some 50 ms once, and then nothing.
+"""Redis over one connection, behind short timeouts and a breaker: slow or gone, it costs a request 60 ms once, and then
+nothing.
 
-Redis holds nothing that cannot be had again, so every caller has a way to go on without it.
+Commands asked for in one turn of the event loop go out in one write, and answers are handed to their callers as they
+come back, in order. Redis holds nothing that cannot be had again, so every caller has a way to go on without it.
 """
 
 import asyncio
-import time
+import random
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeAlias, cast
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+import hiredis
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from shared import metrics
 from shared.logs import get_logger
 
 log = get_logger()
 
-Command = Callable[[Any], object]
+Argument: TypeAlias = str | bytes | int | float
 
+# Together the most that a call can take. The grace is there because timers may run before what has arrived is read.
 _CALL_SECONDS = 0.05
-_CONNECTIONS = 20
-_SHORTEST_OPEN_SECONDS = 1.0
-_LONGEST_OPEN_SECONDS = 10.0
+_GRACE_SECONDS = 0.01
+_PROBE_SECONDS = 1.0
+_SHORTEST_AWAY_SECONDS = 0.2
+_LONGEST_AWAY_SECONDS = 10.0
+_INCOMPLETE = object()
 
 FAILURES = metrics.Counter("tenfold_redis_failures_total", "Calls to Redis that failed or were not tried")
+AWAY = metrics.Gauge("tenfold_redis_away", "1 while Redis is not asked")
 
 
 class RedisAway(Exception):
-    """Redis did not answer in time, or has just not and is not asked."""
+    """Redis did not answer in time, or refused, or has just not answered and is not asked."""
 
 
-class Redis:
-    """Commands that are asked for in one turn of the event loop go out in one write and come back in one read."""
+# When it was asked, the command's bytes, and where its answer goes.
+_Call: TypeAlias = tuple[float, bytes, "asyncio.Future[Any]"]
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
-        self._batches: set[asyncio.Task[None]] = set()
-        self._closed_at = float("-inf")
-        self._open_seconds = _SHORTEST_OPEN_SECONDS
 
-    @classmethod
-    @asynccontextmanager
-    async def opened(cls, url: str) -> "AsyncIterator[Redis]":
-        """Does not connect yet: a process starts without its Redis."""
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=_CALL_SECONDS,
-            socket_timeout=_CALL_SECONDS,
-            socket_connect_timeout=_CALL_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            protocol=3,
-            driver_info=None,
-        )
-        client = redis.asyncio.Redis(connection_pool=pool)
-        opened = cls(client)
-        try:
-            yield opened
-        finally:
-            await asyncio.gather(*opened._batches, return_exceptions=True)
-            with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(1):
-                    await client.aclose()
-                    await pool.disconnect()
+class _Link(asyncio.Protocol):
+    """One connection. Knows which calls wait for an answer, and calls `lost` if it closes before it is told to."""
 
-    async def call(self, command: Command) -> Any:
-        """The answer to `command(pipeline)`, which adds exactly one command; or raise `RedisAway`, within 60 ms.
+    def __init__(self, lost: "Callable[[_Link, str], None]") -> None:
+        self.waiting: deque[_Call] = deque()
+        self._lost = lost
+        self._transport: asyncio.Transport
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
 
-        A caller that is cancelled leaves the others' answers where they belong.
-        """
-        if time.monotonic() < self._closed_at:
-            FAILURES.inc()
-            raise RedisAway("not asked")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, answer))
-        if len(self._waiting) == 1:
-            loop.call_soon(self._send)
-        return await answer
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
 
-    def _send(self) -> None:
-        batch, self._waiting = self._waiting, []
-        task = asyncio.create_task(self._run(batch))
-        self._batches.add(task)
-        task.add_done_callback(self._batches.discard)
+    def send(self, calls: list[_Call]) -> None:
+        self.waiting.extend(calls)
+        self._transport.write(b"".join([call[1] for call in calls]))
 
-    async def _run(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
-        pipeline = self.client.pipeline(transaction=False)
-        try:
-            for command, _ in batch:
-                command(pipeline)
-            if len(pipeline) != len(batch):
-                raise TypeError("each call adds exactly one command")
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
-            self._open_seconds = _SHORTEST_OPEN_SECONDS
-        except (RedisError, OSError, TimeoutError) as error:
-            FAILURES.inc(len(batch))
-            self._open(repr(error))
-            answers = [RedisAway(repr(error))] * len(batch)
-        except Exception as error:  # noqa: BLE001 - a mistake of one caller must not leave the others waiting
-            answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        take = self._reader.gets
+        while (answer := take()) is not _INCOMPLETE:
+            if isinstance(answer, hiredis.PushNotification):
+                continue
+            future = self.waiting.popleft()[2]
+            # A caller that went away leaves only its own answer behind.
             if future.done():
                 continue
-            if isinstance(answer, RedisError):
-                answer = RedisAway(repr(answer))
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
+            if isinstance(answer, hiredis.ReplyError):
+                future.set_exception(RedisAway(str(answer)))
             else:
                 future.set_result(answer)
 
-    def _open(self, reason: str) -> None:
-        """Ask nothing for a while, longer each time. Calls that were under way together count as one failure."""
-        now = time.monotonic()
-        if now >= self._closed_at:
-            log.warning("redis_away", error=reason, seconds=self._open_seconds)
-            self._closed_at = now + self._open_seconds
-            self._open_seconds = min(self._open_seconds * 2, _LONGEST_OPEN_SECONDS)
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost(self, repr(error) if error else "the connection was closed")
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+class Redis:
+    """Open it with `Redis.opened`."""
+
+    def __init__(self, url: str, call_seconds: float) -> None:
+        self._call_seconds = call_seconds
+        self._address: dict[str, Any] = dict(parse_url(url))
+        self._loop = asyncio.get_running_loop()
+        self._link: _Link | None = None
+        self._linked_at = 0.0
+        self._unsent: list[_Call] = []
+        self._task: asyncio.Task[None] | None = None  # that connects or, while Redis is away, looks for it
+        self._timer: asyncio.TimerHandle | None = None
+        self._away = False
+        self._away_seconds = _SHORTEST_AWAY_SECONDS
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str, *, call_seconds: float = _CALL_SECONDS) -> "AsyncIterator[Redis]":
+        """Does not connect yet: a process starts without its Redis. A call may take `call_seconds` and 10 ms."""
+        opened = cls(url, call_seconds)
+        try:
+            yield opened
+        finally:
+            opened._away = True
+            opened._give_up("closed")
+            if opened._task is not None:
+                opened._task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await opened._task
+
+    async def call(self, *command: Argument) -> Any:
+        """The answer to `command`, text as bytes; or raise `RedisAway`, within 60 ms unless opened otherwise.
+
+        A caller that is cancelled leaves the others' answers where they belong.
+        """
+        if self._away:
+            FAILURES.inc()
+            raise RedisAway("not asked")
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        call = (self._loop.time(), _packed(command), answer)
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(call)
+        return await answer
+
+    def _send(self) -> None:
+        if not self._unsent:
+            return  # given up meanwhile
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._call_seconds, self._watch)
+        if self._link is not None:
+            calls, self._unsent = self._unsent, []
+            self._link.send(calls)
+        elif self._task is None:
+            self._task = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            await self._open_link()
+        except (OSError, RedisAway) as error:
+            self._task = None
+            self._fail(repr(error))
+        else:
+            self._task = None
+            self._send()
+
+    async def _open_link(self) -> None:
+        """Connect and greet. Raises `OSError` or `RedisAway`; the caller bounds it in time."""
+        address, link = self._address, _Link(self._lost)
+        kind = address.get("connection_class")
+        if kind is UnixDomainSocketConnection:
+            await self._loop.create_unix_connection(lambda: link, address["path"])
+        else:
+            options = {name: value for name, value in address.items() if name != "connection_class"}
+            tls = SSLConnection(**options).ssl_context.get() if kind is SSLConnection else None
+            host, port = address.get("host", "localhost"), address.get("port", 6379)
+            await self._loop.create_connection(lambda: link, host, port, ssl=tls)
+        try:
+            greeting: list[Argument] = ["HELLO", 3]
+            if "password" in address:
+                greeting += ["AUTH", address.get("username") or "default", address["password"]]
+            for command in (tuple(greeting), ("SELECT", address.get("db", 0))):
+                answer = self._loop.create_future()
+                link.send([(self._loop.time(), _packed(command), answer)])
+                await answer
+        except BaseException:
+            link.abort()
+            raise
+        self._link, self._linked_at = link, self._loop.time()
+
+    def _lost(self, link: _Link, reason: str) -> None:
+        if link is self._link and not link.waiting:
+            self._link = None  # idle: the next call connects anew
+        elif link is self._link:
+            self._fail(reason)
+        else:
+            _refuse(link.waiting, reason)
+
+    def _oldest(self) -> _Call | None:
+        if self._link is not None and self._link.waiting:
+            return self._link.waiting[0]
+        return self._unsent[0] if self._unsent else None
+
+    def _watch(self) -> None:
+        """One timer for all calls: looks at the oldest one when that should be answered."""
+        self._timer = None
+        oldest = self._oldest()
+        if oldest is None:
+            return
+        left = oldest[0] + self._call_seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._watch)
+        else:
+            self._timer = self._loop.call_later(_GRACE_SECONDS, self._judge, oldest)
+
+    def _judge(self, call: _Call) -> None:
+        if call is self._oldest():
+            self._fail("no answer in time")
+        else:
+            self._watch()
+
+    def _fail(self, reason: str) -> None:
+        """Refuse the calls under way and ask nothing more until a probe has been answered."""
+        lasted = self._link is not None and self._loop.time() - self._linked_at > _LONGEST_AWAY_SECONDS
+        self._give_up(reason)
+        if self._away:
+            return
+        self._away = True
+        AWAY.set(1)
+        if lasted:
+            self._away_seconds = _SHORTEST_AWAY_SECONDS
+        log.warning("redis_away", error=reason)
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.create_task(self._probe())
+
+    def _give_up(self, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        link, self._link = self._link, None
+        unsent, self._unsent = self._unsent, []
+        if link is not None:
+            _refuse(link.waiting, reason)
+            link.abort()
+        _refuse(unsent, reason)
+
+    async def _probe(self) -> None:
+        """No call pays for finding out whether Redis is back."""
+        while True:
+            await asyncio.sleep(self._away_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            self._away_seconds = min(self._away_seconds * 2, _LONGEST_AWAY_SECONDS)
+            with suppress(OSError, RedisAway, TimeoutError):
+                async with asyncio.timeout(_PROBE_SECONDS):
+                    await self._open_link()
+                self._task = None
+                self._away = False
+                AWAY.set(0)
+                log.info("redis_back")
+                return
+
+
+def _packed(command: tuple[Argument, ...]) -> bytes:
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says a tuple of one
+    return packed
+
+
+def _refuse(calls: "deque[_Call] | list[_Call]", reason: str) -> None:
+    for _, _, answer in calls:
+        if not answer.done():
+            FAILURES.inc()
+            answer.set_exception(RedisAway(reason))
+    calls.clear()

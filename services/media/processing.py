@@ -58,7 +58,7 @@ class Processing:
         await delivery.stop_if_handled()
         event = delivery.event
         result: Processed | CannotProcess | None = None
-        if await self._db.read(repository.get_media, event.media_id) is not None:
+        if await self._db.read(repository.get_media, [event.media_id]):
             result = await self._result(event)
         async with delivery.transaction() as tx:
             image = await repository.get_media_for_update(tx, event.media_id)

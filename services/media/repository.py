@@ -21,9 +21,9 @@ _UPLOAD = "id, owner_id, content_type, bytes, expires_at, media_id"
 _CHANGED = "version = version + 1, updated_at = now()"
 
 
-async def get_media(connection: Connection, media_id: UUID) -> Image | None:
-    row = await connection.fetchrow(f"SELECT {_MEDIA} FROM media WHERE id = $1", media_id)
-    return _image(row) if row else None
+async def get_media(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Image]:
+    rows = await connection.fetch(f"SELECT {_MEDIA} FROM media WHERE id = ANY ($1::uuid[])", ids)
+    return {row["id"]: _image(row) for row in rows}
 
 
 async def get_media_for_update(connection: Connection, media_id: UUID) -> Image | None:

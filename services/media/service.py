@@ -17,6 +17,7 @@ from services.media.settings import Settings
 from services.media.signing import UrlSigner
 from shared.database import Database, Transaction
 from shared.errors import Forbidden, NotFound, PreconditionFailed
+from shared.loader import Loader
 from shared.objects import Objects
 from shared.outbox import Outbox
 from shared.paging import PageQuery
@@ -57,6 +58,7 @@ class Elsewhere:
 class Media:
     def __init__(self, db: Database, outbox: Outbox, objects: Objects, signer: UrlSigner, settings: Settings) -> None:
         self._db = db
+        self._rows = Loader(db, repository.get_media)
         self._outbox = outbox
         self._objects = objects
         self._signer = signer
@@ -64,7 +66,7 @@ class Media:
         self.quota = Quota(settings.quota_bytes, settings.quota_items)
 
     async def get(self, owner_id: UUID, media_id: UUID) -> Image:
-        return _owned(await self._db.read(repository.get_media, media_id), owner_id)
+        return _owned(await self._rows.get(media_id), owner_id)
 
     async def list(self, owner_id: UUID, query: PageQuery) -> Sequence[Image]:
         """One more than asked for, where there are more."""
@@ -99,7 +101,7 @@ class Media:
         return Content(key, image.content_type, image.bytes, image.sha256, filename, None)
 
     async def variant(self, media_id: UUID, name: str, viewer: Viewer) -> Content:
-        image = await self._db.read(repository.get_media, media_id)
+        image = await self._rows.get(media_id)
         fresh = self._permitted(image, viewer, models.variant_path(media_id, name))
         assert image is not None
         variant = image.variant(name)

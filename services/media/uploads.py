@@ -254,7 +254,7 @@ class Uploads:
 
 async def _existing(connection: Connection, media_id: UUID) -> Image:
     """What an upload has become. Raises `NotFound` when that has been deleted."""
-    image = await repository.get_media(connection, media_id)
+    image = (await repository.get_media(connection, [media_id])).get(media_id)
     if image is None:
         raise NotFound
     return image

@@ -141,14 +141,18 @@ async def get_inbox(
     return [_notification(row) for row in rows], count
 
 
-async def mark_read(connection: Connection, user_id: UUID, notification_id: UUID) -> bool:
-    """False when the user has no such notification."""
-    status = await connection.execute(
-        "UPDATE notifications SET read_at = coalesce(read_at, now()) WHERE id = $1 AND user_id = $2",
-        notification_id,
-        user_id,
+async def mark_read(connection: Connection, marks: Sequence[tuple[UUID, UUID]]) -> Sequence[bool]:
+    """Mark notifications, each given after its user, in the order given; false where the user has no such one."""
+    rows = await connection.fetch(
+        "WITH marks AS (SELECT n.id FROM notifications n JOIN unnest($1::uuid[], $2::uuid[]) AS m (user_id, id)"
+        "  ON n.id = m.id AND n.user_id = m.user_id ORDER BY n.id FOR UPDATE OF n)"
+        " UPDATE notifications n SET read_at = coalesce(read_at, now()) FROM marks WHERE n.id = marks.id"
+        " RETURNING n.id",
+        [user_id for user_id, _ in marks],
+        [notification_id for _, notification_id in marks],
     )
-    return status != "UPDATE 0"
+    found = {row["id"] for row in rows}
+    return [notification_id in found for _, notification_id in marks]
 
 
 async def mark_all_read(connection: Connection, user_id: UUID) -> None:

@@ -31,6 +31,7 @@ from shared import forgetting
 from shared.consumer import AlreadyHandled, Delivery
 from shared.database import Database, Transaction
 from shared.errors import NotFound, Unauthenticated, Unavailable
+from shared.group_commit import GroupCommit
 from shared.ids import new_id
 
 # In the transaction of the event's effect: event id, owner, what happened, and the data.
@@ -45,6 +46,7 @@ class Inbox:
 
     def __init__(self, db: Database, hub: Hub, heartbeat_seconds: float) -> None:
         self._db = db
+        self._marks = GroupCommit(db, repository.mark_read, key=lambda mark: mark[1])
         self._hub = hub
         self._heartbeat_seconds = heartbeat_seconds
 
@@ -53,9 +55,8 @@ class Inbox:
         return await self._db.read(repository.get_inbox, user_id, query.unread, query.before(), query.limit + 1)
 
     async def mark_read(self, user_id: UUID, notification_id: UUID) -> None:
-        async with self._db.transaction() as tx:
-            if not await repository.mark_read(tx, user_id, notification_id):
-                raise NotFound
+        if not await self._marks.write((user_id, notification_id)):
+            raise NotFound
 
     async def mark_all_read(self, user_id: UUID) -> None:
         async with self._db.transaction() as tx:

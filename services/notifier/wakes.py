@@ -6,7 +6,6 @@ They are hints: without Redis, or when one is lost, streams are a little late (`
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -68,11 +67,7 @@ class Wakes:
             message, self._pending = msgspec.json.encode(self._pending), {}
             if self._others is not None:
                 with suppress(RedisAway):
-                    await self._others.call(partial(_publish, message))
-
-
-def _publish(message: bytes, pipeline: Any) -> None:
-    pipeline.publish(_CHANNEL, message)
+                    await self._others.call("PUBLISH", _CHANNEL, message)
 
 
 async def listen(url: str, hub: Hub) -> None:

@@ -42,7 +42,7 @@ async def api(process: Process, settings: Settings) -> web.Application:
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
     passwords = await process.enter(Passwords.opened(settings))
     keys = await process.enter(SigningKeys.opened(db, settings, clock))
-    profiles = Cache("profile", Profile, lambda profile: profile.version, redis)
+    profiles = await process.enter(Cache.opened("profile", Profile, lambda profile: profile.version, redis))
     links, throttle, late_notes = Links(settings), Throttle(redis, settings), LateNotes(db)
     accounts = Accounts(db, outbox, passwords, profiles, links, throttle)
     sessions = Sessions(db, passwords, keys, throttle, late_notes, settings, clock)

@@ -71,7 +71,7 @@ class Throttle:
         await self._forget(attempt.account_key)
         if self._redis is not None:
             try:
-                await self._redis.call(lambda pipeline: pipeline.eval(_TAKE_BACK, 1, attempt.address_key))
+                await self._redis.call("EVAL", _TAKE_BACK, 1, attempt.address_key)
             except RedisAway:
                 pass
             else:
@@ -87,7 +87,7 @@ class Throttle:
         if self._redis is not None:
             try:
                 arguments = (free, self._longest, _KEPT_SECONDS)
-                return float(await self._redis.call(lambda pipeline: pipeline.eval(_BEGIN, 1, key, *arguments)))
+                return float(await self._redis.call("EVAL", _BEGIN, 1, key, *arguments))
             except RedisAway:
                 pass
         now = time.monotonic()
@@ -105,7 +105,7 @@ class Throttle:
         self._local.pop(key, None)
         if self._redis is not None:
             with suppress(RedisAway):  # it expires by itself
-                await self._redis.call(lambda pipeline: pipeline.delete(key))
+                await self._redis.call("DEL", key)
 
 
 def _key(*parts: str) -> str:

@@ -34,16 +34,21 @@ async def get_account(connection: Connection, account_id: UUID) -> Account | Non
     return _account(row) if row else None
 
 
+async def get_accounts(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Account]:
+    rows = await connection.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE id = ANY ($1::uuid[])", ids)
+    return {row["id"]: _account(row) for row in rows}
+
+
 async def get_account_for_update(connection: Connection, account_id: UUID) -> Account | None:
     row = await connection.fetchrow(f"SELECT {_ACCOUNT} FROM accounts WHERE id = $1 FOR UPDATE", account_id)
     return _account(row) if row else None
 
 
-async def get_profile(connection: Connection, account_id: UUID) -> Profile | None:
-    row = await connection.fetchrow(
-        "SELECT id, display_name, bio, created_at, version FROM accounts WHERE id = $1", account_id
+async def get_profiles(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Profile]:
+    rows = await connection.fetch(
+        "SELECT id, display_name, bio, created_at, version FROM accounts WHERE id = ANY ($1::uuid[])", ids
     )
-    return Profile(**row) if row else None
+    return {row["id"]: Profile(**row) for row in rows}
 
 
 class Credentials(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """Registering, reading, changing and deleting accounts."""
 
+import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from shared.database import Database, Transaction
 from shared.errors import NotFound, PreconditionFailed, Unauthenticated
 from shared.idempotency import Once
 from shared.ids import new_id
+from shared.loader import Loader
 from shared.outbox import Outbox
 from shared.paging import PageQuery
 
@@ -40,6 +42,8 @@ class Accounts:
         self._outbox = outbox
         self._passwords = passwords
         self._profiles = profiles
+        self._profile_rows = Loader(db, repository.get_profiles)
+        self._account_rows = Loader(db, repository.get_accounts)
         self._links = links
         self._throttle = throttle
 
@@ -63,7 +67,11 @@ class Accounts:
         return account
 
     async def account(self, account_id: UUID) -> Account:
-        account = await self._db.read(repository.get_account, account_id)
+        account = await self._account_rows.get(account_id)
+        if account is None:
+            # A token is proof enough to look where the account must be: a replica may not have it yet.
+            async with self._db.transaction() as tx:
+                account = await repository.get_account(tx, account_id)
         if account is None or account.disabled:
             raise Unauthenticated("the account is gone")
         return account
@@ -79,7 +87,8 @@ class Accounts:
                 return account
             account = await repository.update_account(tx, msgspec.structs.replace(account, **given))
             await self._outbox.add(tx, updated(account))
-        await self._profiles.invalidate(str(account_id), account.version)
+        # Shielded: a caller that goes away must not leave what it has changed in the cache.
+        await asyncio.shield(self._profiles.invalidate(str(account_id), account.version))
         return account
 
     async def delete(self, account_id: UUID, expected_version: int | None) -> None:
@@ -89,14 +98,14 @@ class Accounts:
             account = await locked(tx, account_id, expected_version)
             await repository.delete_account(tx, account)
             await self._outbox.add(tx, UserDeleted(user_id=account_id))
-        await self._profiles.invalidate(str(account_id), account.version + 1)
+        await asyncio.shield(self._profiles.invalidate(str(account_id), account.version + 1))
         await self._throttle.reset(account.email)
 
     async def security_events(self, account_id: UUID, query: PageQuery) -> Sequence[SecurityEvent]:
         return await self._db.read(events.list_security_events, account_id, query.before(), query.limit + 1)
 
     async def profile(self, account_id: UUID) -> Profile:
-        profile = await self._profiles.get(str(account_id), lambda: self._db.read(repository.get_profile, account_id))
+        profile = await self._profiles.get(str(account_id), lambda: self._profile_rows.get(account_id))
         if profile is None:
             raise NotFound
         return profile

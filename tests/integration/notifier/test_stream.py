@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 
@@ -102,16 +101,13 @@ async def test_redis_away(make: Make, person: Person) -> None:
 
 
 async def test_a_cut_subscription_is_taken_up_again(make: Make, person: Person, redis: Redis) -> None:
-    def subscriptions(pipeline: Any) -> None:
-        pipeline.pubsub_numsub("tenfold:notifier:wakes")
-
     async def two_are_there() -> bool:
-        return bool((await redis.call(subscriptions))[0][1] == 2)
+        return bool(await redis.call("PUBSUB", "NUMSUB", "tenfold:notifier:wakes") == [b"tenfold:notifier:wakes", 2])
 
     here, there = await make(stream_poll_seconds=60.0), await make(stream_poll_seconds=60.0)
     async with there.stream(person.id) as stream:
         await eventually(two_are_there)
-        await redis.call(lambda pipeline: pipeline.execute_command("CLIENT", "KILL", "TYPE", "pubsub"))
+        await redis.call("CLIENT", "KILL", "TYPE", "pubsub")
         await eventually(two_are_there)
         await here.give(person.registered())
         assert (await asyncio.wait_for(stream.take(1), 15))[0]["data"]["category"] == "welcome"

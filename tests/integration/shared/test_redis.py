@@ -1,160 +1,37 @@
-"""Cache, limits and the breaker on a real Redis."""
+"""Redis and the limits on a real server, and without one."""
 
 import asyncio
 import secrets
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
-import msgspec
 import pytest
 
-from shared.cache import Cache
+from devstack.stack import Stack
+from devstack.topology import Topology
 from shared.limits import Limit, RateLimiter
 from shared.redis import Redis, RedisAway
+from shared.testing import eventually
+from tests.backing import Backing
 
 
-class Row(msgspec.Struct, frozen=True):
-    name: str
-    version: int
-
-
-class Table:
-    """What the cache stands before: one row, and how often it was read."""
-
-    def __init__(self, row: Row | None) -> None:
-        self.row = row
-        self.reads = 0
-
-    async def load(self) -> Row | None:
-        self.reads += 1
-        return self.row
-
-
-@pytest.fixture
-def cache(redis: Redis) -> Cache[Row]:
-    return Cache(f"rows-{secrets.token_hex(4)}", Row, lambda row: row.version, redis)
-
-
-@pytest.fixture
-def black_hole() -> Iterator[str]:
-    """A port that accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
-
-
-@pytest.fixture(params=["refused", "black hole"])
-async def dead_redis(request: pytest.FixtureRequest, black_hole: str) -> AsyncIterator[Redis]:
-    async with Redis.opened(black_hole if request.param == "black hole" else "redis://127.0.0.1:1/0") as opened:
-        yield opened
-
-
-async def test_a_second_read_is_a_hit(cache: Cache[Row]) -> None:
-    table = Table(Row("a", 1))
-    assert await cache.get("k", table.load) == Row("a", 1)
-    assert await cache.get("k", table.load) == Row("a", 1)
-    assert table.reads == 1
-
-
-async def test_what_does_not_exist_is_remembered_too(cache: Cache[Row]) -> None:
-    table = Table(None)
-    assert await cache.get("k", table.load) is None
-    assert await cache.get("k", table.load) is None
-    assert table.reads == 1
-
-
-async def test_a_write_is_seen_at_once(cache: Cache[Row]) -> None:
-    table = Table(Row("a", 1))
-    await cache.get("k", table.load)
-    table.row = Row("b", 2)
-    await cache.invalidate("k", 2)
-    assert await cache.get("k", table.load) == Row("b", 2)
-
-
-async def test_a_fill_from_before_the_write_is_refused(cache: Cache[Row]) -> None:
-    old, new = Table(Row("a", 1)), Table(Row("b", 2))
-    await cache.invalidate("k", 2)
-    assert await cache.get("k", old.load) == Row("a", 1)  # read from a lagging replica: answered, but not kept
-    assert await cache.get("k", new.load) == Row("b", 2)
-    assert await cache.get("k", old.load) == Row("b", 2)
-
-
-async def test_a_row_made_after_a_miss_is_seen(cache: Cache[Row]) -> None:
-    assert await cache.get("k", Table(None).load) is None
-    await cache.invalidate("k", 1)
-    assert await cache.get("k", Table(Row("a", 1)).load) == Row("a", 1)
-
-
-async def test_a_thousand_readers_cause_one_load(cache: Cache[Row]) -> None:
-    table = Table(Row("a", 1))
-    assert set(await asyncio.gather(*(cache.get("k", table.load) for _ in range(1000)))) == {Row("a", 1)}
-    assert table.reads == 1
-
-
-async def test_one_caller_gone_leaves_the_load_to_the_others(cache: Cache[Row]) -> None:
-    started, release = asyncio.Event(), asyncio.Event()
-
-    async def load() -> Row:
-        started.set()
-        await release.wait()
-        return Row("a", 1)
-
-    first = asyncio.create_task(cache.get("k", load))
-    second = asyncio.create_task(cache.get("k", load))
-    await started.wait()
-    first.cancel()
-    release.set()
-    assert await second == Row("a", 1)
-
-
-async def test_who_asks_after_a_write_does_not_join_a_look_up_from_before(cache: Cache[Row]) -> None:
-    started, release = asyncio.Event(), asyncio.Event()
-
-    async def slow_and_old() -> Row:
-        started.set()
-        await release.wait()
-        return Row("old", 1)
-
-    before = asyncio.create_task(cache.get("k", slow_and_old))
-    await started.wait()
-    await cache.invalidate("k", 2)
-    assert await cache.get("k", Table(Row("new", 2)).load) == Row("new", 2)
-    release.set()
-    assert await before == Row("old", 1)
-    assert await cache.get("k", slow_and_old) == Row("new", 2)
-
-
-async def test_without_redis_reads_are_loads_and_the_breaker_opens(dead_redis: Redis) -> None:
-    cache = Cache("rows", Row, lambda row: row.version, dead_redis)
-    table = Table(Row("a", 1))
-    for _ in range(50):
-        assert await cache.get("k", table.load) == Row("a", 1)
-    await cache.invalidate("k", 2)
-    assert table.reads == 50
-    before = time.monotonic()
-    for _ in range(1000):
-        with pytest.raises(RedisAway, match="not asked"):
-            await dead_redis.call(lambda pipeline: pipeline.ping())
-    print(f"1,000 calls with the breaker open: {(time.monotonic() - before) * 1000:.1f} ms")
-
-
-async def test_a_caller_s_mistake_leaves_nobody_waiting(redis: Redis) -> None:
-    good = asyncio.create_task(redis.call(lambda pipeline: pipeline.ping()))
+async def test_a_caller_s_mistake_is_its_own(redis: Redis) -> None:
+    good = asyncio.create_task(redis.call("PING"))
     with pytest.raises(TypeError):
-        await redis.call(lambda pipeline: pipeline.set("key-without-value"))
-    with pytest.raises(TypeError):
-        await good
-    assert await redis.call(lambda pipeline: pipeline.ping())
+        await redis.call("SET", "key", None)  # type: ignore[arg-type]
+    with pytest.raises(RedisAway, match="wrong number of arguments"):
+        await redis.call("SET", "key-without-value")
+    assert await good == b"PONG"
 
 
 async def test_a_cancelled_call_leaves_the_others_their_answers(redis: Redis) -> None:
     name = secrets.token_hex(4)
 
     async def write(n: int) -> None:
-        await redis.call(lambda pipeline: pipeline.set(f"{name}-{n}", n))
+        await redis.call("SET", f"{name}-{n}", n)
 
     async def read(n: int) -> int:
-        return int(await redis.call(lambda pipeline: pipeline.get(f"{name}-{n}")))
+        return int(await redis.call("GET", f"{name}-{n}"))
 
     calls = [asyncio.create_task(write(n)) for n in range(9)]
     await asyncio.sleep(0)
@@ -176,3 +53,73 @@ async def test_without_redis_each_instance_keeps_the_limit_itself(dead_redis: Re
     limiter, limit = RateLimiter(dead_redis), Limit(5, 600)
     decisions = [await limiter.hit("k", limit) for _ in range(8)]
     assert [d.allowed for d in decisions] == [True] * 5 + [False] * 3
+
+
+async def test_who_waits_when_redis_goes_silent_is_told_and_nobody_asks_after(dead_redis: Redis) -> None:
+    first = await asyncio.gather(*(dead_redis.call("PING") for _ in range(50)), return_exceptions=True)
+    assert all(isinstance(answer, RedisAway) and str(answer) != "not asked" for answer in first)
+    for _ in range(1000):
+        with pytest.raises(RedisAway, match="not asked"):
+            await dead_redis.call("PING")
+    assert dead_redis._link is None
+    assert dead_redis._unsent == []
+
+
+async def test_no_call_pays_for_finding_out_that_redis_is_still_silent(dead_redis: Redis) -> None:
+    with pytest.raises(RedisAway):
+        await dead_redis.call("PING")
+    probed = dead_redis._away_seconds
+
+    async def probed_twice() -> bool:
+        with pytest.raises(RedisAway, match="not asked"):
+            await dead_redis.call("PING")
+        return dead_redis._away_seconds >= 4 * probed
+
+    await eventually(probed_twice)
+
+
+async def test_a_frozen_or_restarted_redis_is_taken_up_again(tmp_path: Path) -> None:
+    topology = Topology.backing(replicas=0, broker="none")
+    async with Stack(topology, root=tmp_path, durable=False, keep_data=False) as stack:
+        assert stack.urls.redis
+        server = stack.child("redis")
+        async with Redis.opened(stack.urls.redis) as redis:
+
+            async def answers() -> bool:
+                try:
+                    return bool(await redis.call("PING") == b"PONG")
+                except RedisAway:
+                    return False
+
+            assert await redis.call("SET", "key", "value") == b"OK"
+            server.pause()
+            waiting = await asyncio.gather(*(redis.call("GET", "key") for _ in range(100)), return_exceptions=True)
+            assert all(isinstance(answer, RedisAway) for answer in waiting)
+            server.resume()
+            await eventually(answers)
+            assert await redis.call("GET", "key") == b"value"
+            await server.restart()
+            await eventually(answers)
+
+
+async def test_an_answer_that_is_there_in_time_is_no_failure_of_a_loop_that_was_not(redis: Redis) -> None:
+    assert await redis.call("PING") == b"PONG"
+    call = asyncio.create_task(redis.call("PING"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - the loop is blocked
+    assert await call == b"PONG"
+
+
+async def test_a_password_and_a_database_are_sent_first(redis: Redis, backing: Backing) -> None:
+    await redis.call("ACL", "SETUSER", "someone", "on", ">secret", "~*", "+@all")
+    try:
+        url = backing.redis.replace("redis://", "redis://someone:secret@").rsplit("/", 1)[0] + "/3"
+        async with Redis.opened(url) as other:
+            assert b"user=someone" in await other.call("CLIENT", "INFO")
+            assert b" db=3 " in await other.call("CLIENT", "INFO")
+        async with Redis.opened(url.replace("secret", "wrong")) as other:
+            with pytest.raises(RedisAway, match="WRONGPASS"):
+                await other.call("PING")
+    finally:
+        await redis.call("ACL", "DELUSER", "someone")

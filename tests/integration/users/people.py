@@ -49,7 +49,9 @@ class Spy:
         async def api(process: Process, settings: Settings) -> web.Application:
             bus = await process.bus(settings)
             db = await process.enter(Database.opened("users", settings, Health()))
-            consumer = Consumer("spy", [On(event, self.see) for event in PRODUCES], db, bus)
+            consumer = Consumer(
+                "spy", [On(event, self.see) for event in PRODUCES], db, settings.event_retry_delays_seconds
+            )
             await process.enter(bus.consuming(consumer, 1))
             return await SERVICE.api(process, settings)
 
