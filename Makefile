@@ -119,3 +119,8 @@ $(READY): requirements-dev.lock requirements-uv.lock scripts/venv.sh
 # Random secrets for this machine's Compose project; never committed.
 .env: scripts/compose-env.sh
 	@scripts/compose-env.sh $@
+
+.PHONY: bench-gateway
+bench-gateway: $(READY) ## Measure the gateway beside nginx and plain proxies (bench/results/gateway.md)
+	@PYTHON=$(PYTHON) bench/setup.sh
+	@PYTHONPATH=. $(VENV)/bin/python bench/gateway.py

@@ -204,10 +204,15 @@ class Proxy:
         client: hygiene.Client,
         extra: dict[str, str],
     ) -> web.StreamResponse:
-        response = web.StreamResponse(
-            status=answer.status, reason=answer.reason, headers=hygiene.to_caller(answer.headers)
+        headers = hygiene.to_caller(answer.headers)
+        headers.update(extra)
+        # An answer that is here already, as most are, goes out in one write with its head.
+        rest = answer.ready()
+        response: web.StreamResponse = (
+            web.Response(status=answer.status, reason=answer.reason, headers=headers, body=rest)
+            if rest
+            else web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
         )
-        response.headers.update(extra)
         if (token := answer.get(_CONSISTENCY)) is not None:
             response.set_cookie(
                 hygiene.COOKIE,
@@ -227,10 +232,7 @@ class Proxy:
             self._event_streams.add(transport)
         try:
             await response.prepare(request)
-            if (rest := answer.ready()) is not None:
-                await response.write_eof(rest)
-                return response
-            while True:
+            while not rest:
                 async with asyncio.timeout(self._settings.idle_seconds):
                     chunk = await answer.chunk()
                     if not chunk:
