@@ -22,7 +22,7 @@ NAME = "gateway"
 
 async def api(process: Process, settings: Settings) -> web.Application:
     verifier = TokenVerifier(JwksClient(settings.jwks_url, process.http))
-    limits = Limits(RateLimiter(await process.redis(settings.redis_url)), settings.limits())
+    limits = Limits(RateLimiter(await process.redis(settings.redis_url), settings.gateway_instances), settings.limits())
     pools = await process.enter(proxy.Pools.opened(settings))
     clients = {u.name: ServiceClient(u.name, settings.upstream[u.name], process.http) for u in UPSTREAMS}
     documents = Documents(lambda: openapi.document("Tenfold", VERSION, table), UPSTREAMS, clients)
