@@ -142,3 +142,8 @@ bench-events: $(READY) ## Measure the event path against aiokafka itself
 .PHONY: bench-media
 bench-media: $(READY) ## Measure the images: CPU, bytes, likeness, memory, against vipsthumbnail and Pillow
 	@$(BIN)/python -m bench.media
+
+.PHONY: bench-gateway
+bench-gateway: $(READY) ## Measure the gateway beside nginx and plain proxies (bench/results/gateway.md)
+	@PYTHON=$(PYTHON) bench/setup.sh
+	@PYTHONPATH=. $(VENV)/bin/python bench/gateway.py

@@ -24,6 +24,9 @@ DEADLINE_HEADER = "Request-Timeout"
 _ATTEMPTS = 3
 _CONNECT_SECONDS = 1.0
 _FIRST_DELAY_SECONDS = 0.02
+_RETRIES_A_CALL = 0.2
+_RETRIES_A_SECOND = 3.0
+_RETRIES_AT_ONCE = 10.0
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
@@ -58,16 +61,39 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield opened
 
 
+class RetryBudget:
+    """How many calls may be tried again: a fifth of them and a few a second, so that retries never become the load."""
+
+    def __init__(self) -> None:
+        self._left = _RETRIES_AT_ONCE
+        self._filled_at = time.monotonic()
+
+    def called(self) -> None:
+        self._left = min(_RETRIES_AT_ONCE, self._left + _RETRIES_A_CALL)
+
+    def granted(self) -> bool:
+        """Whether one more try may be made; counts it."""
+        now = time.monotonic()
+        self._left = min(_RETRIES_AT_ONCE, self._left + (now - self._filled_at) * _RETRIES_A_SECOND)
+        self._filled_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class ServiceClient:
     """Reads from one service, which runs at `instances` (base URLs)."""
 
     def __init__(self, name: str, instances: Sequence[str], http: aiohttp.ClientSession) -> None:
         self._name = name
         self._http = http
+        self._retries = RetryBudget()
         self._instances = itertools.cycle(random.sample(list(instances), len(instances)))
 
     async def get(self, path: str, type_: type[T], *, headers: dict[str, str], timeout: float) -> T:
         """GET `path` decoded as `type_`. Tries other instances; raises `Unavailable` or `DeadlineExceeded`."""
+        self._retries.called()
         with deadline(timeout):
             for attempt in range(1, _ATTEMPTS + 1):
                 left = remaining(timeout)
@@ -84,6 +110,7 @@ class ServiceClient:
                             raise Unavailable(f"{self._name} answered {response.status}")
                 except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError):
                     pass
-                if attempt < _ATTEMPTS:
-                    await asyncio.sleep(_FIRST_DELAY_SECONDS * 2**attempt * random.random())  # noqa: S311 - jitter
+                if attempt == _ATTEMPTS or not self._retries.granted():
+                    break
+                await asyncio.sleep(_FIRST_DELAY_SECONDS * 2**attempt * random.random())  # noqa: S311 - jitter
         raise Unavailable(f"{self._name} does not answer")

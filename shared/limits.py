@@ -49,7 +49,9 @@ class Decision:
 
 
 class RateLimiter:
-    def __init__(self, redis: Redis | None) -> None:
+    def __init__(self, redis: Redis | None, instances: int = 1) -> None:
+        """`instances` share a limit: while Redis is away each of them keeps its part of it by itself."""
+        self._instances = instances
         self._redis = redis
         self._local: OrderedDict[str, float] = OrderedDict()
 
@@ -63,7 +65,7 @@ class RateLimiter:
                 return _decision(bool(allowed), float(wait), float(used), limit)
             except RedisAway:
                 pass
-        return self._hit_local(key, limit)
+        return self._hit_local(key, Limit(max(1, limit.requests // self._instances), limit.seconds))
 
     def _hit_local(self, key: str, limit: Limit) -> Decision:
         now = time.monotonic()

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 import structlog
-from opentelemetry import trace
+
+from shared import tracing
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
@@ -48,9 +49,8 @@ class _Bridge(logging.Handler):
 
 
 def _add_trace(_logger: Any, _method: str, event: Any) -> Any:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event["trace_id"] = f"{context.trace_id:032x}"
+    if (trace_id := tracing.trace_id()) is not None:
+        event["trace_id"] = trace_id
     return event
 
 

@@ -22,14 +22,14 @@ NAME = "gateway"
 
 async def api(process: Process, settings: Settings) -> web.Application:
     verifier = TokenVerifier(JwksClient(settings.jwks_url, process.http))
-    limits = Limits(RateLimiter(await process.redis(settings.redis_url)), settings.limits())
-    http = await process.enter(proxy.session(settings))
+    limits = Limits(RateLimiter(await process.redis(settings.redis_url), settings.gateway_instances), settings.limits())
+    pools = await process.enter(proxy.Pools.opened(settings))
     clients = {u.name: ServiceClient(u.name, settings.upstream[u.name], process.http) for u in UPSTREAMS}
     documents = Documents(lambda: openapi.document("Tenfold", VERSION, table), UPSTREAMS, clients)
     table = routes(Handlers(Gateway(clients), documents, limits, settings.trusted_proxies))
     app = application.build(NAME, [*table, *pages(Pages(load()))], verifier, settings)
     for upstream in UPSTREAMS:
-        passing = proxy.Proxy(upstream, settings, http, verifier, limits)
+        passing = proxy.Proxy(upstream, settings, pools.by_service[upstream.name], verifier, limits)
         app.on_shutdown.append(passing.end_event_streams)
         for prefix in upstream.prefixes:
             for path in (prefix, prefix + "/{rest:.*}"):

@@ -1,12 +1,12 @@
 """What may pass the door: checks on a request's head, and the headers that go on to services and back to callers."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from services.gateway.errors import AmbiguousRequest
 from shared import consistency
@@ -111,15 +111,15 @@ def target_of(request: web.Request) -> str:
     return target
 
 
-def _connection_named(headers: Mapping[str, str] | CIMultiDictProxy[str]) -> set[str]:
-    getall = getattr(headers, "getall", None)
-    values: Iterable[str] = getall(hdrs.CONNECTION, ()) if getall else ()
-    return {name.strip().lower() for value in values for name in value.split(",")}
+def _removed(values: Iterable[str]) -> Set[str]:
+    """What belongs to the hop, by the values of its `Connection` headers."""
+    named = {name.strip().lower() for value in values for name in value.split(",")} - HOP_BY_HOP
+    return HOP_BY_HOP | named if named else HOP_BY_HOP
 
 
 def to_service(request: web.Request, client: Client, ours: Mapping[str, str]) -> CIMultiDict[str]:
     """The headers that go on: first the hop's own are removed, then forged ones, then `ours` are added."""
-    removed = HOP_BY_HOP | _connection_named(request.headers)
+    removed = _removed(request.headers.getall(hdrs.CONNECTION, ()))
     outgoing: CIMultiDict[str] = CIMultiDict()
     for name, value in request.headers.items():
         low = name.lower()
@@ -138,9 +138,9 @@ def to_service(request: web.Request, client: Client, ours: Mapping[str, str]) ->
     return outgoing
 
 
-def to_caller(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    removed = HOP_BY_HOP | _NOT_BACK | _connection_named(headers)
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in removed)
+def to_caller(headers: Sequence[tuple[str, str]]) -> CIMultiDict[str]:
+    removed = _removed([value for name, value in headers if name.lower() == "connection"]) | _NOT_BACK
+    return CIMultiDict([(name, value) for name, value in headers if name.lower() not in removed])
 
 
 def consistency_cookie(request: web.Request) -> str | None:

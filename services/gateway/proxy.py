@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict
-from yarl import URL
 
 from services.gateway import headers as hygiene
 from services.gateway.errors import AnswerBrokeOff, TooSlow
+from services.gateway.instances import Instances
 from services.gateway.limits import Limits
 from services.gateway.settings import Settings
-from services.gateway.upstreams import Instances, RouteClass, Upstream, rule_for, rules_under
+from services.gateway.upstream_pool import Answer, Headers, Pool, Unreachable, UpstreamError
+from services.gateway.upstreams import RouteClass, Upstream, rule_for, rules_under
 from shared import consistency, http_client, metrics, middleware, tracing
 from shared.application import authenticate
 from shared.auth import TokenVerifier
@@ -26,12 +26,10 @@ from shared.logs import get_logger
 
 log = get_logger()
 
-_CONNECT_SECONDS = 1.0
 _ATTEMPTS = 3
-_KEEPALIVE_SECONDS = 20.0  # shorter than our servers', so no request meets a closing connection
 _COOKIE_SECONDS = 60
 _SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
-_AUTOMATIC = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
+_CONSISTENCY = consistency.HEADER.lower()
 
 FAILURES = metrics.Counter(
     "tenfold_gateway_upstream_failures_total", "Requests a service did not answer whole", ("upstream", "reason")
@@ -40,25 +38,24 @@ FAILURES = metrics.Counter(
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@asynccontextmanager
-async def session(settings: Settings) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections to services: nothing is decoded, kept in a cookie jar, or sent twice behind our back."""
-    opened = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0, limit_per_host=settings.upstream_max_connections, keepalive_timeout=_KEEPALIVE_SECONDS
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
-        auto_decompress=False,
-        skip_auto_headers=_AUTOMATIC,
-        # A service's own answers are trusted to be a little longer than a caller's request may be.
-        max_line_size=16 * 1024,
-        max_field_size=16 * 1024,
-    )
-    # aiohttp repeats PUT and DELETE on a dropped connection (its issue 10790); what is repeated is decided below.
-    opened._retry_connection = False
-    async with opened:
-        yield opened
+class Pools:
+    """The connections to every instance of every service, closed together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.by_service = {
+            name: Instances([Pool(url.rstrip("/"), settings.upstream_max_connections) for url in urls])
+            for name, urls in settings.upstream.items()
+        }
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings) -> "AsyncIterator[Pools]":
+        pools = cls(settings)
+        try:
+            yield pools
+        finally:
+            for instances in pools.by_service.values():
+                instances.close()
 
 
 class _Body:
@@ -69,7 +66,6 @@ class _Body:
         self._most = most
         self._progress = progress
         self._sent = 0
-        self.failure: Exception | None = None
         self.begun = False
         self.finished = False
 
@@ -85,12 +81,8 @@ class _Body:
                 self._progress()
                 yield chunk
                 self._progress()
-        except TooLarge as error:
-            self.failure = error
-            raise
         except (web.PayloadAccessError, aiohttp.ClientError, OSError, ValueError) as error:
-            self.failure = Malformed("the body is not whole")
-            raise aiohttp.ClientConnectionError("the caller's body broke off") from error
+            raise Malformed("the body is not whole") from error
         self.finished = True
 
 
@@ -101,16 +93,16 @@ class Proxy:
         self,
         upstream: Upstream,
         settings: Settings,
-        http: aiohttp.ClientSession,
+        instances: Instances[Pool],
         verifier: TokenVerifier,
         limits: Limits,
     ) -> None:
         self._name = upstream.name
         self._settings = settings
-        self._http = http
         self._verifier = verifier
         self._limits = limits
-        self._instances = Instances(settings.upstream[upstream.name])
+        self._instances = instances
+        self._retries = http_client.RetryBudget()
         self._event_streams: set[asyncio.Transport] = set()
 
     def handler(self, prefix: str) -> Handler:
@@ -162,69 +154,66 @@ class Proxy:
         )
         try:
             async with clock:
-                answer = await self._ask(request, target, outgoing, body)
+                answer = await self._ask(request, target, list(outgoing.items()), body)
             answered = True
         except TimeoutError:
-            FAILURES.labels(self._name, "timeout").inc()
+            metrics.child(FAILURES, self._name, "timeout").inc()
             if body is not None and body.begun and not body.finished:
                 raise TooSlow from None
             raise DeadlineExceeded(f"{self._name} did not answer in time") from None
         try:
             return await self._answer(request, answer, body, client, extra)
         finally:
-            if body is None or body.finished:
-                answer.release()  # to be used again where it was read to its end, else closed
-            else:
-                answer.close()
+            answer.close()
 
-    async def _ask(
-        self, request: web.Request, target: str, outgoing: CIMultiDict[str], body: _Body | None
-    ) -> aiohttp.ClientResponse:
+    async def _ask(self, request: web.Request, target: str, outgoing: Headers, body: _Body | None) -> Answer:
         """The head of the service's answer. Raises `Unavailable` when no instance gives one."""
+        # Not DELETE and PUT, though idempotent: the second one's answer would be another (404, 412).
         repeatable = request.method in _SAFE and body is None
-        order = self._instances.in_turn()
+        order = self._instances.in_order()
         if len(order) == 1 and repeatable:
-            order *= 2  # its kept connection may have been closed a moment ago
-        for instance in order[:_ATTEMPTS]:
+            order = order * 2
+        self._retries.called()
+        for attempt, instance in enumerate(order[:_ATTEMPTS]):
+            if attempt and not self._retries.granted():
+                break
             try:
-                answer = await self._http.request(
-                    request.method,
-                    URL(instance + target, encoded=True),
-                    headers=outgoing,
-                    data=body,
-                    allow_redirects=False,
-                )
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                self._instances.unreachable(instance)
+                answer = await instance.ask(request.method, target, outgoing, body, repeatable=repeatable)
+            except Unreachable as error:
+                self._instances.failed(instance)
                 self._failed("unreachable", error)
-            except (aiohttp.ClientError, OSError) as error:
-                if body is not None and body.failure is not None:
-                    raise body.failure from error
+            except UpstreamError as error:
+                self._instances.failed(instance)
                 self._failed("no_answer", error)
                 if not repeatable:
                     break
             else:
-                self._instances.reachable(instance)
+                self._instances.answered(instance)
                 return answer
         raise Unavailable(f"{self._name} does not answer")
 
     def _failed(self, reason: str, error: Exception) -> None:
-        FAILURES.labels(self._name, reason).inc()
+        metrics.child(FAILURES, self._name, reason).inc()
         log.warning("upstream_failed", upstream=self._name, reason=reason, error=repr(error))
 
     async def _answer(
         self,
         request: web.Request,
-        answer: aiohttp.ClientResponse,
+        answer: Answer,
         body: _Body | None,
         client: hygiene.Client,
         extra: dict[str, str],
     ) -> web.StreamResponse:
-        response = web.StreamResponse(
-            status=answer.status, reason=answer.reason, headers=hygiene.to_caller(answer.headers)
+        headers = hygiene.to_caller(answer.headers)
+        headers.update(extra)
+        # An answer that is here already, as most are, goes out in one write with its head.
+        rest = answer.ready()
+        response: web.StreamResponse = (
+            web.Response(status=answer.status, reason=answer.reason, headers=headers, body=rest)
+            if rest
+            else web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
         )
-        response.headers.update(extra)
-        if (token := answer.headers.get(consistency.HEADER)) is not None:
+        if (token := answer.get(_CONSISTENCY)) is not None:
             response.set_cookie(
                 hygiene.COOKIE,
                 token,
@@ -237,19 +226,20 @@ class Proxy:
         if body is not None and not body.finished and not request.content.at_eof():
             # An early answer. What the caller still sends must not be taken for its next request.
             response.force_close()
-        transport = request.transport if answer.content_type == "text/event-stream" else None
+        streams = (answer.get("content-type") or "").startswith("text/event-stream")
+        transport = request.transport if streams else None
         if transport is not None:
             self._event_streams.add(transport)
         try:
             await response.prepare(request)
-            while True:
+            while not rest:
                 async with asyncio.timeout(self._settings.idle_seconds):
-                    chunk = await answer.content.readany()
+                    chunk = await answer.chunk()
                     if not chunk:
                         break
                     await response.write(chunk)
             await response.write_eof()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (UpstreamError, TimeoutError) as error:
             self._failed("broke_off", error)
             raise AnswerBrokeOff from error
         finally:

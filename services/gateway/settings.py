@@ -25,6 +25,7 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     limit_default: RateText = "200/4"
     limit_credentials: RateText = "20/60"
     limit_upload: RateText = "60/60"
+    gateway_instances: Count = 1  # how many share the limits: each keeps its part while Redis is away
     trusted_proxies: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many entries of X-Forwarded-For are our own proxies'
     cors_origins: tuple[str, ...] = ()
 

@@ -4,17 +4,13 @@ The instances of a service come from the environment: `UPSTREAM_<NAME>`, a comma
 `RULES` needs a token and counts as an ordinary request, so a forgotten line closes a door instead of opening one.
 """
 
-import itertools
 import re
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 from shared.application import Access
-
-_AVOID_SECONDS = 2.0
 
 
 class RouteClass(StrEnum):
@@ -109,27 +105,3 @@ def rules_under(prefix: str, rules: Iterable[Rule] = RULES) -> tuple[Rule, ...]:
 def rule_for(rules: Iterable[Rule], method: str, path: str) -> Rule:
     """`path` as a router sees it, decoded: `/api/v1/sess%69ons` is limited like what it stands for."""
     return next((rule for rule in rules if rule.matches(method, path)), _CLOSED)
-
-
-class Instances:
-    """The base URLs of one service, in turn; one that has just not been reachable comes last."""
-
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._urls = tuple(url.rstrip("/") for url in urls)
-        self._turn = itertools.count()
-        self._avoid_until: dict[str, float] = {}
-
-    def in_turn(self) -> list[str]:
-        start = next(self._turn) % len(self._urls)
-        order = [*self._urls[start:], *self._urls[:start]]
-        if self._avoid_until:
-            now = time.monotonic()
-            order.sort(key=lambda url: self._avoid_until.get(url, 0.0) > now)  # stable: the turn stays
-        return order
-
-    def unreachable(self, url: str) -> None:
-        self._avoid_until[url] = time.monotonic() + _AVOID_SECONDS
-
-    def reachable(self, url: str) -> None:
-        if self._avoid_until:
-            self._avoid_until.pop(url, None)

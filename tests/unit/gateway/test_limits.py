@@ -8,6 +8,7 @@ from services.gateway.upstreams import RouteClass
 from shared.auth import Principal, Role
 from shared.errors import RateLimited
 from shared.limits import Limit, RateLimiter
+from shared.redis import Redis
 
 LIMITS = {RouteClass.DEFAULT: Limit(3, 60), RouteClass.CREDENTIALS: Limit(2, 60), RouteClass.UPLOAD: Limit(1, 10)}
 
@@ -62,3 +63,10 @@ async def test_which_addresses_are_one_caller(limits: Limits, one: str, other: s
     second = await limits.hit(RouteClass.DEFAULT, None, other)
     assert (first != second) is shared
     assert math.isclose(LIMITS[RouteClass.DEFAULT].interval, 20)
+
+
+async def test_each_of_four_gateways_keeps_a_quarter_while_redis_is_away() -> None:
+    async with Redis.opened("redis://127.0.0.1:1/0") as away:
+        limiters = [RateLimiter(away, 4) for _ in range(4)]
+        passed = [(await limiter.hit("k", Limit(100, 3600))).allowed for limiter in limiters for _ in range(100)]
+    assert sum(passed) == 100

@@ -1,6 +1,6 @@
 import pytest
 
-from services.gateway.upstreams import UPSTREAMS, Instances, RouteClass, rule_for, rules_under
+from services.gateway.upstreams import UPSTREAMS, RouteClass, rule_for, rules_under
 from shared.application import Access
 
 PREFIXES = [prefix for upstream in UPSTREAMS for prefix in upstream.prefixes]
@@ -41,12 +41,3 @@ def test_who_may_ask_and_what_it_counts_as(method: str, path: str, access: Acces
     prefix = next(prefix for prefix in PREFIXES if path == prefix or path.startswith(prefix + "/"))
     rule = rule_for(rules_under(prefix), method, path)
     assert (rule.access, rule.route_class) == (access, route_class)
-
-
-def test_instances_take_turns_and_an_unreachable_one_comes_last() -> None:
-    instances = Instances(["http://a/", "http://b", "http://c"])
-    assert [instances.in_turn()[0] for _ in range(4)] == ["http://a", "http://b", "http://c", "http://a"]
-    instances.unreachable("http://b")
-    assert all(instances.in_turn()[-1] == "http://b" for _ in range(3))
-    instances.reachable("http://b")
-    assert "http://b" in {instances.in_turn()[0] for _ in range(3)}

@@ -1,0 +1,355 @@
+"""Kept HTTP/1.1 connections to one instance of a service.
+
+Only what a proxy needs, for aiohttp's client costs more than all the rest of passing a request on: it streams both ways
+as fast as the slower side goes, changes nothing, and decodes nothing. `httptools` (llhttp, strict) reads the answers.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+
+_CONNECT_SECONDS = 1.0
+_KEEPALIVE_SECONDS = 20.0  # shorter than our servers', so no request meets a closing connection
+_MAX_HEAD = 32 * 1024
+_MAX_BUFFERED = 128 * 1024
+_NO_BODY = frozenset({204, 304})
+
+Headers = Iterable[tuple[str, str]]
+
+
+class UpstreamError(Exception):
+    """The instance did not answer whole."""
+
+
+class Unreachable(UpstreamError):
+    """No connection was to be had, so nothing was sent."""
+
+
+class Answer:
+    """The head of an answer, and its body as it arrives. Close it, whether or not it was read to its end."""
+
+    def __init__(self, connection: "_Connection", method: str) -> None:
+        self.status = 0
+        self.reason = ""
+        self.headers: list[tuple[str, str]] = []
+        self._connection = connection
+        self._bodyless = method == "HEAD"
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        self._until_close = False
+        self._whole = False
+        self._error: Exception | None = None
+        self._arrived: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def get(self, name: str) -> str | None:
+        """The first header of that name, given in lower case."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+    async def head(self) -> None:
+        while not self.status and self._error is None:
+            await self._news()
+        if not self.status and self._error is not None:
+            raise self._error
+
+    async def chunk(self) -> bytes:
+        """What has arrived; nothing at the end. Raises `UpstreamError` when the end does not come."""
+        while not self._chunks:
+            if self._whole:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._news()
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        if self._buffered > _MAX_BUFFERED:
+            self._connection.resume_reading()
+        self._buffered = 0
+        return data
+
+    def ready(self) -> bytes | None:
+        """The whole rest of the body if it is here already."""
+        return b"".join(self._chunks) if self._whole else None
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._connection.ended(self._whole and self._buffered <= _MAX_BUFFERED)  # else it is still paused
+
+    async def _news(self) -> None:
+        self._arrived = asyncio.get_running_loop().create_future()
+        try:
+            await self._arrived
+        finally:
+            self._arrived = None
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def _begin(self, status: int) -> None:
+        self.status = status
+        self._bodyless = self._bodyless or status in _NO_BODY
+        coding, length = self.get("transfer-encoding"), self.get("content-length")
+        if not self._bodyless:
+            self._until_close = not coding.lower().endswith("chunked") if coding else length is None
+        self._wake()
+
+    def _add(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._buffered += len(data)
+        if self._buffered > _MAX_BUFFERED:
+            self._connection.pause_reading()
+        self._wake()
+
+    def _end(self, error: Exception | None) -> None:
+        """The first end counts."""
+        if not self._whole and self._error is None:
+            self._whole, self._error = error is None, error
+            self._wake()
+
+
+class _Connection(asyncio.Protocol):
+    """One exchange after the other. The parser calls the methods that begin with `on_`."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self.idle_since = 0.0
+        self.used = False
+        self._pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: Any = None
+        self._answer: Answer | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self.head_bytes = 0
+        self._keep = False
+
+    @property
+    def closing(self) -> bool:
+        return bool(self._transport.is_closing())
+
+    def exchange(self, method: str, head: bytes, body: AsyncIterable[bytes] | None, chunked: bool) -> Answer:
+        answer = self._answer = Answer(self, method)
+        self.head_bytes, self._keep = 0, False
+        self._transport.write(head)
+        if body is not None:
+            self._sending = asyncio.create_task(self._send(answer, body, chunked))
+        return answer
+
+    def ended(self, whole: bool) -> None:
+        """The caller is done with the exchange: the connection is kept only if both sides said all of it."""
+        sent = self._sending is None or self._sending.done()
+        if self._sending is not None and not sent:
+            self._sending.cancel()
+        answer, self._answer, self._sending = self._answer, None, None
+        if answer is not None and answer._bodyless:
+            self._parser = httptools.HttpResponseParser(self)  # the old one may still wait for the body of a HEAD
+        self.used = True
+        self._pool.returned(self, whole and sent and self._keep and not self.closing)
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    async def _send(self, answer: Answer, body: AsyncIterable[bytes], chunked: bool) -> None:
+        try:
+            async for data in body:
+                if not data:
+                    continue
+                self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,))
+                if self._writable is not None:
+                    await self._writable
+                if self.closing:
+                    return
+            if chunked:
+                self._transport.write(b"0\r\n\r\n")
+        except Exception as error:  # noqa: BLE001 - the caller's body broke off, and that is what it must hear
+            answer._end(error)
+            self.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        waiting, self._writable = self._writable, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            self.close()  # nobody asked
+            return
+        if not self._answer.status:
+            self.head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"what it answers is no HTTP: {error!r}")
+        if self._answer is not None and not self._answer.status and self.head_bytes > _MAX_HEAD:
+            self._fail("its head is too long")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.resume_writing()
+        self._pool.lost(self)
+        if self._answer is not None:
+            whole = error is None and self._answer._until_close
+            self._answer._end(None if whole else UpstreamError("it closed the connection"))
+
+    def _fail(self, reason: str) -> None:
+        if self._answer is not None:
+            self._answer._end(UpstreamError(reason))
+        self.close()
+
+    # httptools
+
+    def on_status(self, reason: bytes) -> None:
+        if self._answer is not None:
+            self._answer.reason = reason.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._answer is not None and not self._answer.status:  # trailers are dropped
+            self._answer.headers.append((name.decode("latin-1"), value.decode("utf-8", "surrogateescape")))
+
+    def on_headers_complete(self) -> None:
+        answer, status = self._answer, self._parser.get_status_code()
+        if answer is None or answer._whole:
+            self.close()
+        elif status < 200:
+            answer.headers.clear()
+        else:
+            answer._begin(status)
+            if answer._bodyless:
+                self.on_message_complete()
+
+    def on_body(self, data: bytes) -> None:
+        if self._answer is None or self._answer._whole:
+            self._keep = False  # more than it should have sent
+        else:
+            self._answer._add(data)
+
+    def on_message_complete(self) -> None:
+        if self._answer is not None and self._answer.status and not self._answer._whole:
+            connection = (self._answer.get("connection") or "").lower()
+            self._keep = "close" not in connection and self._parser.get_http_version() == "1.1"
+            self._answer._end(None)
+
+
+class Pool:
+    """At most `connections` to `url` at a time; who comes later waits as long as a connection may take."""
+
+    def __init__(self, url: str, connections: int, idle: int = 100) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._tls = parts.scheme == "https"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._authority = parts.netloc
+        self._path = parts.path.rstrip("/")
+        self._free = asyncio.Semaphore(connections)
+        self._idle: deque[_Connection] = deque()
+        self._most_idle = idle
+        self._open: set[_Connection] = set()
+        self.in_flight = 0
+
+    async def ask(
+        self, method: str, target: str, headers: Headers, body: AsyncIterable[bytes] | None, *, repeatable: bool
+    ) -> Answer:
+        """The head of the answer. Raises `UpstreamError`, or what `body` raises; cancelled, it closes the connection.
+
+        A kept connection may have been closed a moment ago: what is `repeatable` then goes out once more on a new one,
+        if nothing was answered. `body` goes out chunked unless `headers` have its length.
+        """
+        lines = [f"{method} {self._path}{target} HTTP/1.1", f"Host: {self._authority}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        chunked = body is not None and not any(line[:15].lower() == "content-length:" for line in lines)
+        if chunked:
+            lines.append("Transfer-Encoding: chunked")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+            raise ValueError("a line break in the head of a request")
+        encoded = head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"
+        while True:
+            connection = await self._connection()
+            again = connection.used and repeatable
+            answer = connection.exchange(method, encoded, body, chunked)
+            try:
+                await answer.head()
+            except UpstreamError:
+                answer.close()
+                if not again or connection.head_bytes:
+                    raise
+                self._drop_idle()
+            except BaseException:
+                answer.close()
+                raise
+            else:
+                return answer
+
+    def close(self) -> None:
+        for connection in self._open:
+            connection.close()
+
+    def returned(self, connection: _Connection, whole: bool) -> None:
+        self.in_flight -= 1
+        self._free.release()
+        if whole and len(self._idle) < self._most_idle:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def lost(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    async def _connection(self) -> _Connection:
+        """An idle connection is taken before a new one is made, so there are never more than may be in use at once."""
+        try:
+            if self._free.locked():
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await self._free.acquire()
+            else:
+                await self._free.acquire()
+        except TimeoutError:
+            raise Unreachable("all connections are in use") from None
+        self.in_flight += 1
+        try:
+            oldest = time.monotonic() - _KEEPALIVE_SECONDS
+            while self._idle and self._idle[0].idle_since < oldest:
+                self._idle.popleft().close()
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.closing:
+                    return connection
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: _Connection(self), self._host, self._port, ssl=self._tls or None
+                )
+        except BaseException as error:
+            self.in_flight -= 1
+            self._free.release()
+            if isinstance(error, OSError):  # TimeoutError is one
+                raise Unreachable(repr(error)) from error
+            raise
+        self._open.add(connection)
+        return connection
+
+    def _drop_idle(self) -> None:
+        """One was closed by the instance: the others have most likely been so too."""
+        while self._idle:
+            self._idle.pop().close()
