@@ -62,6 +62,10 @@ test-integration: $(READY) ## Run repositories and the event path on real parts 
 test-e2e: $(READY) ## Run the whole flow through the gateway
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
+.PHONY: test-chaos
+test-chaos: $(READY) ## Run the slow faults: brokers frozen for a minute, rolling restarts, failover
+	@$(BIN)/python -m pytest tests/chaos -s $(ARGS)
+
 ##@ Check
 .PHONY: check
 check: lint types test-fast lint-sql lint-infra ## Run all gates: lint, types, fast tests, infrastructure files

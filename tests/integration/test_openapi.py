@@ -42,7 +42,7 @@ async def opened(service: Service[Any], backing: Backing, **more: Any) -> AsyncI
 @pytest.fixture
 async def ann(backing: Backing) -> AsyncIterator[Owner]:
     argon2 = {"argon2_memory_kib": 8192, "argon2_time": 1}
-    async with opened(USERS, backing, signing_key_secret="s" * 32, **argon2) as users:
+    async with opened(USERS, backing, signing_key_secret="s" * 32, link_secret="l" * 32, **argon2) as users:
         await users.post("/api/v1/users", {**ANN, "display_name": "Ann"})
         yield Owner(users, (await users.post("/api/v1/sessions", ANN)).body["access_token"])
 
@@ -106,7 +106,7 @@ async def test_media(ann: Owner, backing: Backing, tmp_path: Path) -> None:
 
 async def test_notifier(ann: Owner, backing: Backing, tmp_path: Path) -> None:
     jwks = f"{ann.users.base}/.well-known/jwks.json"
-    async with opened(NOTIFIER, backing, jwks_url=jwks, smtp_url=backing.smtp) as notifier:
+    async with opened(NOTIFIER, backing, jwks_url=jwks, smtp_url=backing.smtp, link_secret="l" * 32) as notifier:
         await examined(
             notifier, ann.token, tmp_path,
             """

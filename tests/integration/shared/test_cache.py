@@ -175,7 +175,7 @@ async def test_a_deleted_row_is_remembered_as_gone(cache: Cache[Row]) -> None:
     table = Table(Row("a", 1))
     await cache.get("k", table.load)
     table.row = None
-    with consistency.tracked("cluster-5"):
+    with consistency.tracked("cluster-1-5"):
         await cache.invalidate("k", 2)
     assert [await cache.get("k", table.load) for _ in range(3)] == [None] * 3
     assert table.reads == 2

@@ -177,7 +177,7 @@ def machine(runner: asyncio.Runner, redis: Redis, violations: list[str]) -> type
         @rule(process=PROCESSES)
         def its_own_event_arrives(self, process: int) -> None:
             async def event() -> None:
-                with consistency.tracked(f"db-{self.lsn:x}"):
+                with consistency.tracked(f"db-1-{self.lsn:x}"):
                     await self.caches[process].invalidate("k", self.lsn)
                 if not self.reaches[process].cut:
                     self.told = self.lsn

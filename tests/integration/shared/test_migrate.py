@@ -216,7 +216,13 @@ async def waits(url: str, query: str) -> bool:
 
 
 async def test_a_service_does_not_start_on_a_schema_that_is_behind(empty: Schema) -> None:
-    environment = {"DATABASE_URL": empty.url, "BUS": "inline", "SIGNING_KEY_SECRET": "s" * 32, "PATH": os.defpath}
+    environment = {
+        "DATABASE_URL": empty.url,
+        "BUS": "inline",
+        "SIGNING_KEY_SECRET": "s" * 32,
+        "LINK_SECRET": "l" * 32,
+        "PATH": os.defpath,
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.users", "api", env=environment,
         cwd=SERVICES.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -234,6 +240,7 @@ async def api(data_settings: DataSettings) -> AsyncIterator[Api]:
         "bus": "inline",
         "database_replica_urls": (),
         "signing_key_secret": "s" * 32,
+        "link_secret": "l" * 32,
         "argon2_memory_kib": 8192,
         "argon2_time": 1,
     }

@@ -24,6 +24,7 @@ async def running(schema: Schema, port: int) -> AsyncIterator[int]:
     """The process id of the API once it answers; it is killed at the end at the latest."""
     environment = {
         "PATH": os.defpath, "DATABASE_URL": schema.url, "BUS": "inline", "SIGNING_KEY_SECRET": "s" * 32,
+        "LINK_SECRET": "l" * 32,
         "PORT": str(port), "ADMIN_PORT": "0", "DRAIN_SECONDS": "0", "ARGON2_MEMORY_KIB": "8192", "ARGON2_TIME": "1",
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
