@@ -131,7 +131,7 @@ class Cache(Generic[T]):
         """
         if self._redis is None:
             return await load()
-        entry = f"cache:{self._name}:{key}"
+        entry = entry_name(self._name, key)
         least = consistency.current().get(_mark(entry)).lsn if consistency.is_tracked() else 0
         try:
             # Each caller asks for itself: an answer that was under way before it came could be older than what it was
@@ -164,7 +164,7 @@ class Cache(Generic[T]):
             return
         # A flight that took off before the write must not take who asks after it.
         self._flights.pop(key, None)
-        entry = f"cache:{self._name}:{key}"
+        entry = entry_name(self._name, key)
         token = ""
         if consistency.is_tracked():
             positions = consistency.current()
@@ -277,6 +277,11 @@ def _parse(raw: bytes | None) -> _Entry | None:
         return _Entry(int(version), token=rest.decode())
     fresh_until, cost = more
     return _Entry(int(version), int(fresh_until), float(cost), rest)
+
+
+def entry_name(cache: str, key: str) -> str:
+    """What Redis calls an entry. A hash, so that a tombstone does not tell of whom something was forgotten."""
+    return f"cache:{cache}:{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}"
 
 
 def _mark(entry: str) -> str:

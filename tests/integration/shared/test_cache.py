@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from shared import consistency
-from shared.cache import Cache
+from shared.cache import Cache, entry_name
 from shared.consistency import Position
 from shared.errors import Unavailable
 from shared.redis import Redis
@@ -44,8 +44,8 @@ def cache(name: str, redis: Redis) -> Cache[Row]:
 
 async def age(redis: Redis, name: str, key: str = "k") -> None:
     """Let the entry be past its time."""
-    kind, version, _, rest = (await redis.call("GET", f"cache:{name}:{key}")).split(b" ", 3)
-    await redis.call("SET", f"cache:{name}:{key}", b" ".join((kind, version, b"1", rest)), "KEEPTTL")
+    kind, version, _, rest = (await redis.call("GET", entry_name(name, key))).split(b" ", 3)
+    await redis.call("SET", entry_name(name, key), b" ".join((kind, version, b"1", rest)), "KEEPTTL")
 
 
 async def test_a_second_read_is_a_hit(cache: Cache[Row]) -> None:
@@ -187,7 +187,7 @@ async def test_when_the_load_fails_what_is_past_its_time_is_shown(redis: Redis, 
         raise Unavailable
 
     await cache.get("k", Table(Row("a", 1)).load)
-    assert await redis.call("PTTL", f"cache:{name}:k") <= 366_000, "for a bounded time"
+    assert await redis.call("PTTL", entry_name(name, "k")) <= 366_000, "for a bounded time"
     await age(redis, name)
     assert await cache.get("k", away) == Row("a", 1)
     with pytest.raises(Unavailable):
@@ -211,14 +211,14 @@ async def test_what_is_costly_is_loaded_anew_before_its_time_by_one_reader(
 ) -> None:
     table = Table(Row("a", 1))
     await cache.get("k", table.load)
-    kind, version, fresh, rest = (await redis.call("GET", f"cache:{name}:k")).split(b" ", 3)
+    kind, version, fresh, rest = (await redis.call("GET", entry_name(name, "k"))).split(b" ", 3)
     _, value = rest.split(b"\n", 1)
     costly = b" ".join((kind, version, fresh, b"1e9")) + b"\n" + value
-    await redis.call("SET", f"cache:{name}:k", costly, "PX", 60_000)
+    await redis.call("SET", entry_name(name, "k"), costly, "PX", 60_000)
     assert set(await asyncio.gather(*(cache.get("k", table.load) for _ in range(100)))) == {Row("a", 1)}
 
     async def loaded_anew() -> bool:
-        return b"1e9" not in await redis.call("GET", f"cache:{name}:k")
+        return b"1e9" not in await redis.call("GET", entry_name(name, "k"))
 
     await eventually(loaded_anew)
     assert table.reads == 2
@@ -236,7 +236,7 @@ async def test_flushed_under_a_thousand_readers_each_process_loads_a_key_once(na
     for _ in range(rounds):
         before = asyncio.gather(*(read(n % 3) for n in range(500)))
         await asyncio.sleep(0)
-        flush = asyncio.ensure_future(redis.call("DEL", f"cache:{name}:k"))
+        flush = asyncio.ensure_future(redis.call("DEL", entry_name(name, "k")))
         await asyncio.gather(*(read(n % 3) for n in range(500)), before, flush)
     reads = [table.reads for table in tables]
     print(f"1,000 readers of one key, {rounds} flushes: database reads by process {reads}")

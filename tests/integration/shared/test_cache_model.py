@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from shared import cache as under_test
 from shared import consistency
-from shared.cache import Cache
+from shared.cache import Cache, entry_name
 from shared.consistency import Position
 from shared.redis import Redis, RedisAway
 from tests.backing import Backing
@@ -190,7 +190,7 @@ def machine(runner: asyncio.Runner, redis: Redis, violations: list[str]) -> type
 
         @rule()
         def redis_forgets(self) -> None:
-            self.do(redis.call("DEL", f"cache:{self.name}:k"))
+            self.do(redis.call("DEL", entry_name(self.name, "k")))
             self.era += 1
             self.told = 0
             for session in self.sessions:
@@ -203,10 +203,12 @@ def machine(runner: asyncio.Runner, redis: Redis, violations: list[str]) -> type
         @rule()
         def the_entry_is_past_its_time(self) -> None:
             async def age() -> None:
-                entry = await redis.call("GET", f"cache:{self.name}:k")
+                entry = await redis.call("GET", entry_name(self.name, "k"))
                 if entry and entry.startswith(b"V"):
                     kind, version, _, rest = entry.split(b" ", 3)
-                    await redis.call("SET", f"cache:{self.name}:k", b" ".join((kind, version, b"1", rest)), "KEEPTTL")
+                    await redis.call(
+                        "SET", entry_name(self.name, "k"), b" ".join((kind, version, b"1", rest)), "KEEPTTL"
+                    )
 
             self.do(age())
 
