@@ -44,7 +44,7 @@ class Console:
 
 
 async def dev(topology: Topology, root: Path, console: Console) -> int:
-    """Run the stack until SIGINT, SIGTERM or SIGHUP, or until a server dies. Returns the exit status."""
+    """Run the stack until SIGINT, SIGTERM or SIGHUP, or until the stack fails. Returns the exit status."""
     stack = Stack(topology, root=root, report=console.step, gateway_port=_GATEWAY_PORT, mail_port=_MAIL_PORT)
     main = asyncio.current_task()
     asked = asyncio.Event()

@@ -241,7 +241,7 @@ class Kafka:
     def _tansu(self) -> Spec:
         url = f"tcp://{self.bootstrap}"
         return Spec(
-            name="kafka", ready=self._answers, stop=((SIGTERM, 1.0),),
+            name="kafka", ready=self._answers, stop=((SIGTERM, 1.0),), respawn=False,
             command=(
                 _tansu_binary(), "broker", "--listener-url", url, "--advertised-listener-url", url,
                 "--storage-engine", "memory://tansu/",

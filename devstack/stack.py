@@ -74,8 +74,10 @@ class Stack:
     """`async with Stack(Topology.stage(4), root=Path(".devstack")) as stack`: all is ready inside.
 
     `durable=False` trades safety against a power cut for speed (tests). `keep_data=False` removes the data at the end.
-    `report` gets one line a step for people. Raises `StackError` when anything fails to start, and at the end when a
-    server died by itself while it ran; ask `check()` or wait for `failure` to learn it earlier.
+    `report` gets one line a step for people. Raises `StackError` when anything fails to start.
+
+    A server that dies by itself is started again on its data if `durable`; else the stack has failed (so has it when
+    it was a broker that keeps its data in memory): that is raised at the end; `check()` and `failure` tell it earlier.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class Stack:
         self._data.mkdir(exist_ok=True)
         postgres.sweep_public_folders()
         self._secrets = _load_secrets(self._data / "secrets.json")
-        self.supervisor = Supervisor(self._logs, self._report)
+        self.supervisor = Supervisor(self._logs, self._report, respawn=self._durable)
         self.supervisor.open()
         self._exits.push_async_callback(self.supervisor.close)
         await self._start_backing()

@@ -3,7 +3,7 @@
 A child is a process group of its own, logs to a file of its own and ends with this process, whatever ends this one
 (`launch.py`, `guard.py`). `Child.kill`, `pause` and `resume` are what the chaos tests do to it: a child ended that way
 is not reported and not restarted. One that dies by itself is reported with its last log lines; then it is restarted
-with growing delay if it is a service, else the stack has failed (`Supervisor.failure`).
+with growing delay, on the same port and data, or the stack has failed (`Supervisor.failure`): see `Spec.respawn`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class ChildError(StackError):
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """How a child runs. `stop` are the signals to stop it with and how long to wait after each; SIGKILL ends the list.
-    `death_signal` is what it gets when the supervisor dies. `user` is (uid, gid) to run as."""
+    `death_signal` is what it gets when the supervisor dies. `user` is (uid, gid) to run as. `respawn` says whether it
+    is started again when it dies by itself; by default, what the supervisor does."""
 
     name: str
     command: tuple[str, ...]
@@ -63,7 +64,7 @@ class Spec:
     stop: Stops = ((signal.SIGTERM, 3.0),)
     death_signal: signal.Signals = signal.SIGKILL
     start_seconds: float = 30.0
-    respawn: bool = False
+    respawn: bool | None = None
 
 
 class Child:
@@ -222,7 +223,7 @@ class Child:
         if not self._wanted or not self._ready:
             return  # stopped on purpose, or `start` raises
         error = ChildError(self.name, f"died ({self._status()})", self.tail())
-        if not self.spec.respawn:
+        if not (self._supervisor.respawn if self.spec.respawn is None else self.spec.respawn):
             self._supervisor.fail(error)
             return
         lived = time.monotonic() - self._started_at
@@ -280,10 +281,12 @@ class Child:
 
 
 class Supervisor:
-    """Owns the children of one stack and the guard that outlives us by a moment."""
+    """Owns the children of one stack and the guard that outlives us by a moment. With `respawn`, a child that dies by
+    itself is started again; else that fails the stack."""
 
-    def __init__(self, logs: Path, report: Report) -> None:
+    def __init__(self, logs: Path, report: Report, *, respawn: bool = False) -> None:
         self.report = report
+        self.respawn = respawn
         self.children: dict[str, Child] = {}
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._logs = logs

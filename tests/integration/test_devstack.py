@@ -145,6 +145,22 @@ async def test_a_server_that_dies_is_reported_with_its_last_log_lines_and_fails_
     assert any("redis died" in line and "Ready to accept connections" in line for line in lines)
 
 
+async def test_servers_that_die_come_back_with_their_data_on_the_same_ports(root: Path) -> None:
+    async with running(root) as stack:
+        urls = stack.urls
+        await ask(urls.postgres_primary, "CREATE TABLE t AS SELECT 1 AS n")
+        servers = [stack.child("postgres-primary"), stack.child("redis")]
+        pids = [server.pid for server in servers]
+        for server in servers:
+            os.kill(server.pid, signal.SIGKILL)
+        for server, pid in zip(servers, pids, strict=True):
+            await eventually(lambda server=server, pid=pid: server.pid != pid, f"a new {server.name}")  # type: ignore[misc]
+            await server.wait_ready()
+        assert await ask(urls.postgres_primary, "SELECT n FROM t") == 1
+        assert await redis(urls.redis or "", "PING") == "+PONG"
+        stack.check()
+
+
 async def test_what_is_killed_on_purpose_is_not_reported_and_comes_back_with_its_data(root: Path) -> None:
     async with running(root, durable=False) as stack:
         urls = stack.urls
