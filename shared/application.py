@@ -40,6 +40,7 @@ from shared.settings import ProcessSettings
 
 T = TypeVar("T")
 _JSON = "application/json"
+_READS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 _encoder = msgspec.json.Encoder()
 _POINTER = re.compile(r"`\$(?P<path>.*)`$")
 # Narrow, so that `/media/usage` is no `/media/{media_id}`: a method it does not have is 405 and not 404.
@@ -169,13 +170,17 @@ def build(
     app[SERVICE] = service
     app[CONTEXT] = Context(service, settings.request_timeout_seconds)
     app.on_response_prepare.append(set_answer_headers)
+    own_head = {route.path for route in routes if route.method == hdrs.METH_HEAD}
     for route in routes:
         if route.access is not Access.PUBLIC and verifier is None:
             raise TypeError(f"{route.method} {route.path} needs a token verifier")
-        added = app.router.add_route(route.method, _pattern(route), _endpoint(route, verifier))
-        ROUTE[added] = route.path
-        if route.streaming:
-            STREAMING.add(added)
+        # RFC 9110, 9.3.2: HEAD is answered like GET; aiohttp leaves out the body. A stream has to be asked for itself.
+        answers_head = route.method == hdrs.METH_GET and not route.streaming and route.path not in own_head
+        for method in (route.method, hdrs.METH_HEAD) if answers_head else (route.method,):
+            added = app.router.add_route(method, _pattern(route), _endpoint(route, verifier))
+            ROUTE[added] = route.path
+            if route.streaming:
+                STREAMING.add(added)
     if documentation is not None:
         document = _encoder.encode(documentation())
         ROUTE[app.router.add_get("/openapi.json", _constant(document))] = "/openapi.json"
@@ -306,7 +311,7 @@ def _render(request: web.Request, reply: Reply[Any], status: int) -> web.Respons
     headers = dict(reply.headers)
     if reply.version is not None:
         headers[hdrs.ETAG] = etag(reply.version)
-        if request.method == hdrs.METH_GET and request.headers.get(hdrs.IF_NONE_MATCH) == headers[hdrs.ETAG]:
+        if request.method in _READS and request.headers.get(hdrs.IF_NONE_MATCH) == headers[hdrs.ETAG]:
             return web.Response(status=304, headers=headers)
     headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
     if reply.body is None:

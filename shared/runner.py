@@ -27,6 +27,7 @@ from shared import budget, http_client, logs, metrics, migrate, settings, tracin
 from shared.bus import InlineBus, KafkaBus
 from shared.errors import TenfoldError
 from shared.health import Health, admin_application
+from shared.listener import listening
 from shared.redis import Redis
 from shared.settings import DataSettings, ProcessSettings
 
@@ -39,7 +40,6 @@ EXIT_FAILED = 1
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 _WAIT_FOR_DATABASE_SECONDS = 30.0
 _LAG_PROBE_SECONDS = 0.5
-_KEEPALIVE_SECONDS = 75.0  # longer than the client's and the balancer's, so that they close first
 
 
 class Process:
@@ -253,10 +253,12 @@ async def _serve(name: str, parts: Sequence[Part[Any]]) -> int:
                 applications.append((await part.service.api(process, part.settings), part.settings))
             elif part.service.worker is not None:
                 await part.service.worker(process, part.settings)
-        await stack.enter_async_context(listening(admin_application(process.health), common, common.admin_port, False))
+        await stack.enter_async_context(listening(admin_application(process.health), common, common.admin_port))
         process.deliver()
-        for application, own in applications:
-            await stack.enter_async_context(listening(application, own, own.port, own.reuse_port))
+        listeners = [
+            await stack.enter_async_context(listening(application, own, own.port, reuse_port=own.reuse_port))
+            for application, own in applications
+        ]
         process.health.started()
         log.info("started", parts=[f"{part.service.name}-{part.role}" for part in parts])
         waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(process.failed())]
@@ -265,33 +267,13 @@ async def _serve(name: str, parts: Sequence[Part[Any]]) -> int:
         for task in waiting:
             task.cancel()
         process.health.stopping()
+        for listener in listeners:
+            listener.drain()
         log.info("stopping", drain_seconds=common.drain_seconds)
         if not failed:
             await asyncio.sleep(common.drain_seconds)
     log.info("stopped")
     return EXIT_FAILED if failed else 0
-
-
-@asynccontextmanager
-async def listening(
-    application: web.Application, own: ProcessSettings, port: int, reuse_port: bool
-) -> AsyncIterator[None]:
-    """Serve while open; then stop accepting and give requests in flight `SHUTDOWN_SECONDS` to finish."""
-    runner = web.AppRunner(
-        application,
-        access_log=None,
-        handle_signals=False,
-        handler_cancellation=True,
-        auto_decompress=False,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        shutdown_timeout=own.shutdown_seconds,
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, own.host, port, reuse_port=reuse_port or None, backlog=1024).start()
-        yield
-    finally:
-        await runner.cleanup()
 
 
 async def _patiently(ask: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -19,6 +19,7 @@ S = TypeVar("S", bound="ProcessSettings")
 Secret = Annotated[str, msgspec.Meta(min_length=32, description="a secret of at least 32 characters")]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Timeout = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -41,6 +42,9 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_seconds: Seconds = 20.0
     request_timeout_seconds: Seconds = 30.0
     max_body_bytes: Count = 64 * 1024
+    max_connections: Count = 10_000  # to one port
+    head_seconds: Timeout = 10.0  # for the head of a request
+    stall_seconds: Timeout = 30.0  # without progress of a body, or of an answer being taken
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     otel_exporter_otlp_endpoint: str | None = None
     otel_sample_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1

@@ -9,7 +9,8 @@ import aiohttp
 
 from devstack.ports import free_port
 from shared import consistency, http_client
-from shared.runner import Process, Service, listening
+from shared.listener import listening
+from shared.runner import Process, Service
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ async def serving(service: Service[Any], settings: Any) -> AsyncIterator[Api]:
         application = await service.api(process, settings)
         process.deliver()
         port = free_port()
-        await stack.enter_async_context(listening(application, settings, port, reuse_port=False))
+        await stack.enter_async_context(listening(application, settings, port))
         process.health.started()
         client = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30), cookie_jar=aiohttp.DummyCookieJar())

@@ -26,4 +26,4 @@ def pages(p: Pages) -> list[Route]:
         "/favicon.ico": p.icon,
         "/robots.txt": p.robots,
     }
-    return [Route(method, path, answer, Access.PUBLIC) for path, answer in table.items() for method in ("GET", "HEAD")]
+    return [Route("GET", path, answer, Access.PUBLIC) for path, answer in table.items()]

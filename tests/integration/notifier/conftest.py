@@ -26,7 +26,8 @@ from shared.database import Database
 from shared.events import Envelope, Event
 from shared.health import Health
 from shared.ids import new_id
-from shared.runner import Process, listening
+from shared.listener import listening
+from shared.runner import Process
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
@@ -194,7 +195,7 @@ async def make(
         await app.worker(process, own)
         process.deliver()
         port = free_port()
-        await resources.enter_async_context(listening(application, own, port, reuse_port=False))
+        await resources.enter_async_context(listening(application, own, port))
         bus = await process.bus(own)
         assert isinstance(bus, InlineBus)
         return Node(own, bus, f"http://127.0.0.1:{port}", http, issuer, resources.aclose, backing.replicated)
