@@ -91,6 +91,18 @@ async def test_what_is_no_image_is_refused_and_not_stored(
     assert (await world.call("GET", "/api/v1/media"))[1] == {"items": [], "next_cursor": None}
 
 
+async def test_a_request_without_a_body_is_refused(world: World) -> None:
+    """One that does not even say that it has none."""
+    for content_type in ("image/jpeg", "multipart/form-data; boundary=x"):
+        reader, writer = await asyncio.open_connection(*world.url.removeprefix("http://").split(":"))
+        writer.write(
+            f"POST /api/v1/media HTTP/1.1\r\nHost: x\r\nAuthorization: {world.bearer['Authorization']}\r\n"
+            f"Content-Type: {content_type}\r\n\r\n".encode()
+        )
+        assert (await reader.readline()).split()[1] in (b"400", b"422")
+        writer.close()
+
+
 async def test_without_a_token(world: World) -> None:
     async with world.http.post(f"{world.url}/api/v1/media", data=images.photo(300, 200)) as answer:
         assert answer.status == 401
