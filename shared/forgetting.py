@@ -15,6 +15,7 @@ import hashlib
 from uuid import UUID
 
 from shared.database import Connection, Database, Transaction
+from shared.sweeping import sweep
 
 _KEPT = "30 days"  # as the inbox
 _LOCK = "hashtextextended(current_schema || 'forgotten' || $1, 0)"
@@ -36,9 +37,7 @@ async def is_forgotten(tx: Connection, user_id: UUID) -> bool:
 
 async def clean_up(db: Database) -> int:
     """Drop the hashes of users who were forgotten long ago; returns how many."""
-    async with db.transaction() as tx:
-        status = await tx.execute(f"DELETE FROM forgotten WHERE forgotten_at < now() - interval '{_KEPT}'")  # noqa: S608
-    return int(status.split()[-1])
+    return await sweep(db, "forgotten", "forgotten_at", _KEPT)
 
 
 def _digest(user_id: UUID) -> bytes:

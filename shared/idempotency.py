@@ -21,6 +21,7 @@ import msgspec
 
 from shared.database import Database, Transaction
 from shared.errors import Conflict, FieldError, InvalidInput
+from shared.sweeping import sweep
 
 T = TypeVar("T")
 
@@ -90,6 +91,4 @@ class Once:
 
 async def clean_up(db: Database) -> int:
     """Forget keys that are older than 24 hours; returns how many."""
-    async with db.transaction() as tx:
-        status = await tx.execute(f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{_KEPT}'")  # noqa: S608
-    return int(status.split()[-1])
+    return await sweep(db, "idempotency_keys", "created_at", _KEPT)

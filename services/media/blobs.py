@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -77,29 +79,43 @@ class Sweeper:
     def __init__(self, db: Database, objects: Objects) -> None:
         self._db = db
         self._objects = objects
+        self._woken = asyncio.Event()
 
     async def discard(self, blob_id: UUID) -> None:
         """Delete a blob's objects now unless it is in use. Does not raise: a later sweep makes up for it."""
         try:
             async with self._db.transaction() as tx:
-                await repository.doom_blob(tx, blob_id)
-            await self.sweep()
+                doomed_at = await repository.doom_blob(tx, blob_id)
+            if doomed_at is not None:
+                await self._delete_blobs([(blob_id, doomed_at)])
         except (TenfoldError, OSError, asyncpg.PostgresError) as error:
             log.warning("blob_not_discarded", error=repr(error))
 
-    async def sweep(self) -> int:
-        """Delete what is doomed; returns how many."""
-        return await self._sweep_uploads() + await self._sweep_blobs()
+    def wake(self) -> None:
+        """Have what is doomed deleted soon; who calls does not wait for it."""
+        self._woken.set()
+
+    async def keep_sweeping(self, seconds: float) -> None:
+        """Sweep every so many seconds and when woken, for ever."""
+        while True:
+            self._woken.clear()
+            try:
+                if swept := await self._sweep_uploads() + await self._sweep_blobs():
+                    log.info("store_swept", swept=swept)
+            except (TenfoldError, OSError, asyncpg.PostgresError) as error:
+                log.warning("sweep_failed", error=repr(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
 
     async def _sweep_uploads(self) -> int:
         swept = 0
         while True:
             doomed = await self._db.read(repository.get_doomed_uploads, _BATCH)
-            if not doomed:
-                return swept
-            await self._objects.delete(*(models.incoming_key(upload_id) for upload_id in doomed))
-            async with self._db.transaction() as tx:
-                await repository.forget_uploads(tx, doomed)
+            if doomed:
+                await self._objects.delete(*(models.incoming_key(upload_id) for upload_id in doomed))
+                async with self._db.transaction() as tx:
+                    await repository.forget_uploads(tx, doomed)
             swept += len(doomed)
             if len(doomed) < _BATCH:
                 return swept
@@ -109,21 +125,14 @@ class Sweeper:
         while True:
             async with self._db.transaction() as tx:  # on the primary: an older state could doom what is in use by now
                 doomed = await repository.get_doomed_blobs(tx, _BATCH)
-            if not doomed:
-                return swept
-            await self._objects.delete(*(key for blob_id, _ in doomed for key in models.all_keys(blob_id)))
-            async with self._db.transaction() as tx:
-                await repository.forget_blobs(tx, doomed)
+            if doomed:
+                await self._delete_blobs(doomed)
             swept += len(doomed)
             if len(doomed) < _BATCH:
                 return swept
 
-    async def keep_sweeping(self, seconds: float) -> None:
-        """Sweep every so many seconds, for ever."""
-        while True:
-            try:
-                if swept := await self.sweep():
-                    log.info("store_swept", swept=swept)
-            except (TenfoldError, OSError, asyncpg.PostgresError) as error:
-                log.warning("sweep_failed", error=repr(error))
-            await asyncio.sleep(seconds)
+    async def _delete_blobs(self, doomed: Sequence[tuple[UUID, datetime]]) -> None:
+        """The row goes after the objects, unless it was doomed anew meanwhile: then somebody may have written again."""
+        await self._objects.delete(*(key for blob_id, _ in doomed for key in models.all_keys(blob_id)))
+        async with self._db.transaction() as tx:
+            await repository.forget_blobs(tx, doomed)

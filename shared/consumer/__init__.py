@@ -29,6 +29,7 @@ from shared.database import Connection, Database, Transaction
 from shared.errors import Unavailable
 from shared.events import CONSISTENCY, E, Envelope, Event
 from shared.logs import get_logger
+from shared.sweeping import sweep
 
 log = get_logger()
 
@@ -311,9 +312,7 @@ class Consumer:
 
 async def clean_up(db: Database) -> int:
     """Forget events handled long before any broker would deliver them again; returns how many."""
-    async with db.transaction() as tx:
-        status = await tx.execute(f"DELETE FROM inbox WHERE handled_at < now() - interval '{_KEPT}'")  # noqa: S608
-    return int(status.split()[-1])
+    return await sweep(db, "inbox", "handled_at", _KEPT)
 
 
 def delay(attempt: int) -> float:

@@ -6,8 +6,6 @@ from uuid import UUID
 from services.users.models import Client, Happening, SecurityEvent
 from shared.database import Connection
 
-_KEPT = "180 days"
-
 
 async def insert_security_event(
     connection: Connection, event_id: UUID, account_id: UUID, what: Happening, client: Client
@@ -36,7 +34,3 @@ async def list_security_events(
         limit,
     )
     return [SecurityEvent(**{**row, "what": Happening(row["what"])}) for row in rows]
-
-
-async def delete_old_security_events(connection: Connection) -> None:
-    await connection.execute(f"DELETE FROM security_events WHERE created_at < now() - interval '{_KEPT}'")

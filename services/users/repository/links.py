@@ -51,10 +51,6 @@ async def delete_tokens(connection: Connection, account_id: UUID, purpose: Purpo
     )
 
 
-async def delete_expired_tokens(connection: Connection) -> None:
-    await connection.execute("DELETE FROM one_time_tokens WHERE expires_at < now()")
-
-
 class ResetRequest(msgspec.Struct, frozen=True):
     email: str
     client: Client

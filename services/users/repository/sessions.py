@@ -48,9 +48,15 @@ async def get_refresh_token_for_update(connection: Connection, digest: bytes) ->
     return FoundToken(_session(row), row["role"], row["disabled"], row["spent_seconds_ago"]) if row else None
 
 
-async def spend_refresh_token(connection: Connection, digest: bytes) -> None:
+async def spend_refresh_token(connection: Connection, digest: bytes, session_id: UUID, kept_seconds: int) -> None:
+    """And forget those that the session has spent so long ago that it would have ended without the next."""
     await connection.execute(
         "UPDATE refresh_tokens SET spent_at = clock_timestamp() WHERE digest = $1 AND spent_at IS NULL", digest
+    )
+    await connection.execute(
+        "DELETE FROM refresh_tokens WHERE session_id = $1 AND spent_at < now() - make_interval(secs => $2)",
+        session_id,
+        kept_seconds,
     )
 
 
@@ -79,10 +85,6 @@ async def delete_session(connection: Connection, account_id: UUID, session_id: U
 async def delete_sessions(connection: Connection, account_id: UUID, *, but: UUID | None = None) -> None:
     """All of the account's sessions, or all `but` one."""
     await connection.execute("DELETE FROM sessions WHERE account_id = $1 AND id IS DISTINCT FROM $2", account_id, but)
-
-
-async def delete_expired_sessions(connection: Connection) -> None:
-    await connection.execute("DELETE FROM sessions WHERE expires_at < now()")
 
 
 def _session(row: Record) -> Session:

@@ -90,7 +90,7 @@ class Sessions:
                 await repository.delete_session(tx, session.account_id, session.id)
                 await note(tx, session.account_id, Happening.REFRESH_TOKEN_REUSED, client)
             else:
-                await repository.spend_refresh_token(tx, spent)
+                await repository.spend_refresh_token(tx, spent, session.id, self._settings.refresh_token_seconds)
                 await repository.touch_session(tx, session.id, self._session_end())
                 following = await self._issue_refresh_token(tx, session.id)
         if reused:

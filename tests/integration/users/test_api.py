@@ -1,5 +1,5 @@
 import asyncio
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import asyncpg
 import msgspec
@@ -133,6 +133,18 @@ async def test_a_stolen_refresh_token_ends_the_session_for_both(api: Api) -> Non
     thief = await api.post("/api/v1/sessions/refresh", {"refresh_token": first}, user_agent="another")
     after = await api.post("/api/v1/sessions/refresh", {"refresh_token": owner.body["refresh_token"]})
     assert (owner.status, thief.status, after.status) == (201, 401, 401)
+
+
+async def test_a_session_does_not_pile_up_what_it_has_spent(api: Api, settings: Settings, sql: Any) -> None:
+    await register(api)
+    tokens = (await log_in(api)).body
+    for _ in range(3):
+        tokens = (await api.post("/api/v1/sessions/refresh", {"refresh_token": tokens["refresh_token"]})).body
+    assert await sql.fetchval("SELECT count(*) FROM refresh_tokens") == 4
+    long_ago = settings.refresh_token_seconds + 1
+    await sql.execute("UPDATE refresh_tokens SET spent_at = spent_at - make_interval(secs => $1)", long_ago)
+    await api.post("/api/v1/sessions/refresh", {"refresh_token": tokens["refresh_token"]})
+    assert await sql.fetchval("SELECT count(*) FROM refresh_tokens") == 2
 
 
 async def test_sessions_are_listed_and_ended_by_their_owner_only(api: Api) -> None:
