@@ -26,6 +26,8 @@ async def deliver(request: web.Request, content: Content, media: Media) -> web.S
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "Cross-Origin-Resource-Policy": "cross-origin",
     }
+    if content.varies:
+        headers[hdrs.VARY] = hdrs.AUTHORIZATION
     if ranges.matches(request.headers.get(hdrs.IF_NONE_MATCH), tag):
         return web.Response(status=304, headers=headers)
     if (elsewhere := await media.elsewhere(content)) is not None:

@@ -70,9 +70,10 @@ class Handlers:
         await self._media.delete(call.user_id, media_id, call.expected_version())
         return NO_CONTENT
 
-    async def get_original(self, call: Call, media_id: UUID) -> web.StreamResponse:
-        """The image as it was uploaded, for its owner only: it may say where it was taken"""
-        return await deliver(call.request, await self._media.original(call.user_id, media_id), self._media)
+    async def get_original(self, call: Call, media_id: UUID, query: schemas.Signature) -> web.StreamResponse:
+        """The image as it was uploaded; for others than its owner without metadata"""
+        content = await self._media.original(media_id, _viewer(call, query))
+        return await deliver(call.request, content, self._media)
 
     async def get_variant(self, call: Call, media_id: UUID, name: str, query: schemas.Signature) -> web.StreamResponse:
         """A variant of the image, as WebP and without metadata"""

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from services.media.models import ANIMATED, ANIMATED_LONGEST, VARIANTS, Processed, Variant
+from services.media.shown import shown
 
 _LOADERS = {
     "image/jpeg": "jpegload",
@@ -92,7 +93,8 @@ def _frames(header: Any) -> int:
 
 def _made(pyvips: Any, job: Job, header: Any) -> Processed:
     width, height = header.width, header.height
-    if header.get_typeof("orientation") and header.get("orientation") >= 5:
+    orientation = header.get("orientation") if header.get_typeof("orientation") else 1
+    if orientation >= 5:
         width, height = height, width  # turned by a quarter
     # One decode, shrunk on the way where the format can, and turned upright. Each variant is made from the next larger
     # one: a third less work than three times from the original, and no visible difference.
@@ -118,7 +120,8 @@ def _made(pyvips: Any, job: Job, header: Any) -> Processed:
             fail_on="error",
         )
         variants.append(_saved(job, ANIMATED, moving, moving.get("page-height")))
-    return Processed(width, height, placeholder, tuple(variants))
+    visible = shown(Path(job.source), job.content_type, orientation)
+    return Processed(width, height, placeholder, tuple(variants), visible)
 
 
 def _saved(job: Job, name: str, image: Any, height: int) -> Variant:

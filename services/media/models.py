@@ -1,5 +1,6 @@
 """What media are, and the rules that need nothing else."""
 
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
@@ -28,6 +29,18 @@ class Variant(msgspec.Struct, frozen=True):
     sha256: str
 
 
+# A span of the stored original (where it starts and how long it is), or bytes that stand in for another.
+Piece = tuple[int, int] | bytes
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """An original as everybody may see it, without its metadata: the pieces in order, their sum and their hash."""
+
+    pieces: tuple[Piece, ...]
+    bytes: int
+    sha256: str
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """An image of an owner. `blob_id` names its bytes, which it may share with other media."""
 
@@ -45,6 +58,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     placeholder: str | None
     variants: tuple[Variant, ...]
+    shown: Shown | None
     created_at: datetime
     updated_at: datetime
     version: int
@@ -78,12 +92,16 @@ class Quota(msgspec.Struct, frozen=True):
 
 
 class Processed(msgspec.Struct, frozen=True):
-    """What processing an original gave; width and height are those of the image as it is shown."""
+    """What processing an original gave; width and height are those of the image as the eye sees it.
+
+    `shown` is how others see the original; `None` where its metadata cannot be told from the picture.
+    """
 
     width: int
     height: int
     placeholder: str
     variants: tuple[Variant, ...]
+    shown: Shown | None
 
 
 # What the parts agree on: name -> longest side in pixels. They are never larger than the original.
@@ -96,6 +114,11 @@ ANIMATED, ANIMATED_LONGEST = "animated", 640
 def variant_path(media_id: UUID, name: str) -> str:
     """Where the API serves a variant; what a signature covers."""
     return f"/api/v1/media/{media_id}/variants/{name}"
+
+
+def original_path(media_id: UUID) -> str:
+    """Where the API serves the original; what a signature covers."""
+    return f"/api/v1/media/{media_id}/original"
 
 
 def upload_path(upload_id: UUID) -> str:
@@ -119,3 +142,15 @@ def original_key(blob_id: UUID) -> str:
 
 def variant_key(blob_id: UUID, name: str) -> str:
     return f"variants/{blob_id}/{name}.webp"
+
+
+def cut(pieces: Iterable[Piece], start: int, length: int) -> Iterator[Piece]:
+    """`length` bytes from `start` of what the pieces make up."""
+    end = start + length
+    at = 0
+    for piece in pieces:
+        size = len(piece) if isinstance(piece, bytes) else piece[1]
+        first, last = max(start - at, 0), min(end - at, size)
+        if first < last:
+            yield piece[first:last] if isinstance(piece, bytes) else (piece[0] + first, last - first)
+        at += size

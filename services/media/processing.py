@@ -21,7 +21,6 @@ from services.media.models import Image, Processed
 from shared import forgetting, metrics, tracing
 from shared.consumer import Delivery
 from shared.database import Database
-from shared.errors import Unavailable
 from shared.logs import get_logger
 from shared.objects import Objects
 from shared.outbox import Outbox
@@ -58,34 +57,34 @@ class Processing:
         await delivery.stop_if_handled()
         event = delivery.event
         result: Processed | CannotProcess | None = None
-        if await self._db.read(repository.get_media, [event.media_id]):
+        async with self._db.transaction() as tx:  # on the primary: a replica may not have it yet
+            wanted = await repository.get_media(tx, [event.media_id])
+        if wanted:
             result = await self._result(event)
         async with delivery.transaction() as tx:
             image = await repository.get_media_for_update(tx, event.media_id)
-            if image is None:
+            if image is None or result is None:
                 # Deleted. An earlier attempt or this one may have stored variants after the blob was swept.
                 await repository.doom_blob(tx, event.blob_id)
             elif isinstance(result, Processed):
                 await repository.mark_ready(tx, image.id, result)
                 await self._outbox.add(tx, _processed(image, result))
-            elif result is not None:
+            else:
                 await repository.mark_failed(tx, image.id, result.reason)
                 await self._outbox.add(tx, _failed(image, result))
-            else:
-                raise Unavailable("a replica did not have the row yet")
         if image is None:
             await self._sweeper.discard(event.blob_id)
 
     async def forget(self, _delivery: Delivery[MediaDeleted]) -> None:
         """Delete the bytes, now that the deletion is committed."""
-        await self._sweeper.sweep()
+        self._sweeper.wake()
 
     async def forget_owner(self, delivery: Delivery[UserDeleted]) -> None:
         """Everything the user had, and the bytes that nobody else has."""
         async with delivery.transaction() as tx:
             await forgetting.forget(tx, delivery.event.user_id)
             await repository.delete_all_of(tx, delivery.event.user_id)
-        await self._sweeper.sweep()
+        self._sweeper.wake()
 
     async def _result(self, event: MediaUploaded) -> Processed | CannotProcess:
         started = time.perf_counter()
@@ -108,7 +107,7 @@ class Processing:
         twin = await self._db.read(repository.get_twin_that_is_ready, event.blob_id)
         if twin is None or twin.width is None or twin.height is None or twin.placeholder is None:
             return None
-        return Processed(twin.width, twin.height, twin.placeholder, twin.variants)
+        return Processed(twin.width, twin.height, twin.placeholder, twin.variants, twin.shown)
 
     async def _of_original(self, event: MediaUploaded) -> Processed:
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.media.models import Image, Processed, Status, Upload, Usage, Variant, Visibility
+from services.media.models import Image, Processed, Shown, Status, Upload, Usage, Variant, Visibility
 from shared.database import Connection, Record
 from shared.errors import TenfoldError
 
@@ -15,7 +15,7 @@ CONSTRAINTS: Mapping[str, type[TenfoldError]] = {}
 
 _MEDIA = (
     "id, owner_id, blob_id, title, visibility, status, failure, content_type, bytes, width, height, sha256,"
-    " placeholder, variants, created_at, updated_at, version"
+    " placeholder, variants, shown, created_at, updated_at, version"
 )
 _UPLOAD = "id, owner_id, content_type, bytes, expires_at, media_id"
 _CHANGED = "version = version + 1, updated_at = now()"
@@ -78,12 +78,13 @@ async def update_media(connection: Connection, media_id: UUID, title: str, visib
 async def mark_ready(connection: Connection, media_id: UUID, processed: Processed) -> None:
     await connection.execute(
         "UPDATE media SET status = 'ready', failure = NULL, width = $2, height = $3, placeholder = $4,"
-        f" variants = $5::text::jsonb, {_CHANGED} WHERE id = $1",
+        f" variants = $5::text::jsonb, shown = $6::text::jsonb, {_CHANGED} WHERE id = $1",
         media_id,
         processed.width,
         processed.height,
         processed.placeholder,
         msgspec.json.encode(processed.variants).decode(),
+        msgspec.json.encode(processed.shown).decode() if processed.shown else None,
     )
 
 
@@ -240,14 +241,18 @@ async def release_blob(connection: Connection, blob_id: UUID) -> None:
     )
 
 
-async def doom_blob(connection: Connection, blob_id: UUID) -> None:
-    """Have the objects of a blob deleted unless it is in use, also when it has been swept already."""
+async def doom_blob(connection: Connection, blob_id: UUID) -> datetime | None:
+    """Have the objects of a blob deleted unless it is in use, also when it has been swept already.
+
+    When it was doomed; `None` when it is in use.
+    """
     # clock_timestamp: a sweep in progress must see that the row is another than the one it started from.
-    await connection.execute(
+    doomed_at: datetime | None = await connection.fetchval(
         "INSERT INTO blobs (id, doomed_at) VALUES ($1, clock_timestamp()) ON CONFLICT (id)"
-        " DO UPDATE SET doomed_at = CASE WHEN blobs.uses = 0 THEN clock_timestamp() END",
+        " DO UPDATE SET doomed_at = CASE WHEN blobs.uses = 0 THEN clock_timestamp() END RETURNING doomed_at",
         blob_id,
     )
+    return doomed_at
 
 
 async def get_doomed_blobs(connection: Connection, limit: int) -> list[tuple[UUID, datetime]]:
@@ -267,4 +272,5 @@ def _image(row: Record) -> Image:
     fields["visibility"] = Visibility(row["visibility"])
     fields["status"] = Status(row["status"])
     fields["variants"] = msgspec.json.decode(row["variants"], type=tuple[Variant, ...])
+    fields["shown"] = msgspec.json.decode(row["shown"], type=Shown) if row["shown"] else None
     return Image(**fields)

@@ -24,8 +24,8 @@ def routes(h: Handlers) -> list[Route]:
         Route("GET", "/api/v1/media/{media_id}", h.get_media),
         Route("PATCH", "/api/v1/media/{media_id}", h.change_media),
         Route("DELETE", "/api/v1/media/{media_id}", h.delete_media),
-        Route("GET", "/api/v1/media/{media_id}/original", h.get_original, streaming=True),
-        Route("HEAD", "/api/v1/media/{media_id}/original", h.get_original, streaming=True),
+        Route("GET", "/api/v1/media/{media_id}/original", h.get_original, Access.OPTIONAL, streaming=True),
+        Route("HEAD", "/api/v1/media/{media_id}/original", h.get_original, Access.OPTIONAL, streaming=True),
         Route("GET", "/api/v1/media/{media_id}/variants/{name}", h.get_variant, Access.OPTIONAL, streaming=True),
         Route("HEAD", "/api/v1/media/{media_id}/variants/{name}", h.get_variant, Access.OPTIONAL, streaming=True),
     ]

@@ -63,12 +63,13 @@ class Media(msgspec.Struct, frozen=True):
     sha256: str
     placeholder: str | None
     variants: list[Variant]
+    original_url: str
     created_at: datetime
     updated_at: datetime
     version: int
 
     @classmethod
-    def of(cls, image: models.Image, signed_url: Callable[[UUID, str], str]) -> "Media":
+    def of(cls, image: models.Image, signed_url: Callable[[str], str]) -> "Media":
         return cls(
             id=image.id,
             owner_id=image.owner_id,
@@ -83,9 +84,17 @@ class Media(msgspec.Struct, frozen=True):
             sha256=image.sha256,
             placeholder=image.placeholder,
             variants=[
-                Variant(v.name, models.VARIANT_TYPE, v.width, v.height, v.bytes, signed_url(image.id, v.name))
+                Variant(
+                    v.name,
+                    models.VARIANT_TYPE,
+                    v.width,
+                    v.height,
+                    v.bytes,
+                    signed_url(models.variant_path(image.id, v.name)),
+                )
                 for v in image.variants
             ],
+            original_url=signed_url(models.original_path(image.id)),
             created_at=image.created_at,
             updated_at=image.updated_at,
             version=image.version,

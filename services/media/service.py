@@ -11,7 +11,7 @@ from msgspec import UNSET
 from services.media import models, repository
 from services.media.content_types import extension
 from services.media.events import MediaDeleted
-from services.media.models import Image, Quota, Usage, Visibility
+from services.media.models import Image, Piece, Quota, Usage, Visibility
 from services.media.schemas import ChangeMedia
 from services.media.settings import Settings
 from services.media.signing import UrlSigner
@@ -37,7 +37,10 @@ class Viewer:
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes to deliver, which never change. A cache may keep them for `fresh_seconds`; `None`: the owner's only."""
+    """Bytes to deliver, which never change. A cache may keep them for `fresh_seconds`; `None`: the owner's only.
+
+    They are the object `key`, or where there are `pieces`, what these take of it. `varies`: others get other bytes.
+    """
 
     key: str
     content_type: str
@@ -45,6 +48,8 @@ class Content:
     sha256: str
     filename: str
     fresh_seconds: int | None
+    pieces: tuple[Piece, ...] = ()
+    varies: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,18 @@ class Media:
             await repository.release_blob(tx, image.blob_id)
             await self._outbox.add(tx, MediaDeleted(media_id=media_id, owner_id=owner_id))
 
-    async def original(self, owner_id: UUID, media_id: UUID) -> Content:
-        """Nobody else's, not even of public media: photos tell by their metadata where and by whom they were taken."""
-        image = await self.get(owner_id, media_id)
-        filename = f"{media_id}.{extension(image.content_type)}"
-        key = models.original_key(image.blob_id)
-        return Content(key, image.content_type, image.bytes, image.sha256, filename, None)
+    async def original(self, media_id: UUID, viewer: Viewer) -> Content:
+        """As it was stored to its owner; without metadata, which tell where and by whom it was taken, to others."""
+        image = await self._rows.get(media_id)
+        fresh = self._permitted(image, viewer, models.original_path(media_id))
+        assert image is not None
+        key, filename = models.original_key(image.blob_id), f"{media_id}.{extension(image.content_type)}"
+        if image.owner_id == viewer.user_id:
+            return Content(key, image.content_type, image.bytes, image.sha256, filename, None, varies=True)
+        if image.shown is None:
+            raise NotFound("the image has not been processed, or its metadata cannot be told from the picture")
+        size, sha256, pieces = image.shown.bytes, image.shown.sha256, image.shown.pieces
+        return Content(key, image.content_type, size, sha256, filename, fresh, pieces, varies=True)
 
     async def variant(self, media_id: UUID, name: str, viewer: Viewer) -> Content:
         image = await self._rows.get(media_id)
@@ -112,25 +123,36 @@ class Media:
 
     def stream(self, content: Content, start: int, length: int) -> AsyncIterator[bytes]:
         """The bytes in pieces. Raises `FileNotFoundError` when they have been deleted meanwhile."""
+        if content.pieces:
+            return self._composed(content, start, length)
         return self._objects.stream(content.key, start, length)
+
+    async def _composed(self, content: Content, start: int, length: int) -> AsyncIterator[bytes]:
+        for piece in models.cut(content.pieces, start, length):
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                async for part in self._objects.stream(content.key, *piece):
+                    yield part
 
     def path(self, content: Content) -> Path | None:
         """The file that the content is, in a store that has files."""
-        return self._objects.path(content.key)
+        return None if content.pieces else self._objects.path(content.key)
 
     async def elsewhere(self, content: Content) -> Elsewhere | None:
         """Where the store itself delivers the content; `None` when it does not.
 
-        Only what others may see, which are variants: of those we know the type that the store gives.
+        Only what others may see and is an object of its own, which are variants: of those we know the type that the
+        store gives.
         """
-        if not self._redirects or content.fresh_seconds is None:
+        if not self._redirects or content.fresh_seconds is None or content.pieces:
             return None
         seconds = min(content.fresh_seconds, _REDIRECTED_SECONDS)
         url = await self._objects.presign_get(content.key, timedelta(seconds=seconds))
         return None if url is None else Elsewhere(url, seconds // 2)
 
-    def signed_url(self, media_id: UUID, name: str) -> str:
-        return self._signer.sign(models.variant_path(media_id, name))
+    def signed_url(self, path: str) -> str:
+        return self._signer.sign(path)
 
     def _permitted(self, image: Image | None, viewer: Viewer, path: str) -> int | None:
         """For how long caches may keep it. Raises `NotFound` where the viewer may not know of it."""

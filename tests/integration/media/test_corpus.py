@@ -12,6 +12,7 @@ from tests.integration.media import corpus, images
 from tests.integration.media.conftest import World
 from tests.integration.media.corpus import Case
 from tests.integration.media.test_children import _limits, _running
+from tests.integration.media.test_shown import composed
 
 CASES = list(corpus.cases())
 
@@ -29,6 +30,10 @@ async def _outcome(children: Children, folder: Path, case: Case) -> str:
         return error.code if error.reason else "no reason"
     if case.size is not None:
         assert (processed.width, processed.height) == case.size
+    if processed.shown is not None:
+        made = composed(data, processed.shown)
+        assert images.size(made) == images.size(data)
+        assert not any(mark in made for mark in (b"<script", b"<?php", b"PK\x03\x04")), case.name
     for variant in processed.variants:
         made = (folder / f"{variant.name}.webp").read_bytes()
         assert images.size(made) == (variant.width, variant.height)
