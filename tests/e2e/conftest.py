@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 import pyvips
 
@@ -82,6 +83,18 @@ class Platform:
         async with self.http.get(f"{self.stack.urls.mail}/messages") as response:
             found: list[dict[str, Any]] = json.loads(await response.read())
         return [mail for mail in found if to in mail["to"]]
+
+
+async def administrator(platform: Platform) -> Person:
+    person = await platform.person()
+    connection = await asyncpg.connect(platform.stack.urls.postgres_primary)
+    try:
+        await connection.execute("UPDATE users.accounts SET role = 'admin' WHERE id::text = $1", person.id)
+    finally:
+        await connection.close()
+    session = await person.post("/api/v1/sessions", {"email": person.email, "password": PASSWORD})
+    person.token = session.body["access_token"]
+    return person
 
 
 @pytest.fixture(scope="session", params=[1, 4], ids=["stage 1", "stage 4"])
