@@ -204,7 +204,7 @@ def _endpoint(route: Route, verifier: TokenVerifier | None) -> Callable[[web.Req
     signature = route.signature
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        principal = await authenticate(request, route.access, verifier)
+        principal = await authenticate(request.headers.get(hdrs.AUTHORIZATION), route.access, verifier)
         arguments: dict[str, Any] = {
             name: _path_value(request.match_info[name], type_) for name, type_ in signature.path.items()
         }
@@ -220,9 +220,8 @@ def _endpoint(route: Route, verifier: TokenVerifier | None) -> Callable[[web.Req
     return endpoint
 
 
-async def authenticate(request: web.Request, access: Access, verifier: TokenVerifier | None) -> Principal | None:
-    """Who calls, where `access` asks for it. Raises `Unauthenticated` or `Forbidden`."""
-    header = request.headers.get(hdrs.AUTHORIZATION)
+async def authenticate(header: str | None, access: Access, verifier: TokenVerifier | None) -> Principal | None:
+    """Who calls, by the `Authorization` header, where `access` asks for it. Raises `Unauthenticated` or `Forbidden`."""
     if verifier is None or access is Access.PUBLIC or (access is Access.OPTIONAL and header is None):
         return None
     scheme, _, token = (header or "").partition(" ")

@@ -12,11 +12,13 @@ oldest idle one makes room for a new one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
 
 from shared import metrics
 from shared.errors import Malformed, TenfoldError
@@ -36,7 +38,7 @@ CUT = metrics.Counter(
 )
 
 
-class _Connection(web.RequestHandler):
+class Connection(RequestHandler):
     """One caller's connection. `phase` is what its side has to do, `since` when that was first seen."""
 
     __slots__ = ("_listener", "_mark", "_partial", "_phase", "_received", "_since")
@@ -55,9 +57,25 @@ class _Connection(web.RequestHandler):
         self._listener.make_room(self)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._close and self._request_in_progress and self.transport is not None:
+            # A stopping server of aiohttp reads nothing more, not even the rest of a body that is being read.
+            forced, self._close, self._force_close = self._force_close, False, False
+            super().data_received(data)
+            self._close, self._force_close = True, forced
+        else:
+            super().data_received(data)
         self._received += len(data)
         self._partial = self.waits_for_a_request
+
+    @property
+    def draining(self) -> bool:
+        """Whether each answer is to be the last of its connection."""
+        return self._listener.draining or self._close
+
+    @property
+    def body(self) -> StreamReader | None:
+        """Of the request that is being answered."""
+        return None if self._current_request is None else self._current_request.content
 
     @property
     def waits_for_a_request(self) -> bool:
@@ -65,13 +83,13 @@ class _Connection(web.RequestHandler):
 
     def overdue(self, now: float, transport: asyncio.Transport, head_seconds: float, stall_seconds: float) -> str:
         """What the caller has left undone for too long; empty when nothing."""
-        request, allowed, what = self._current_request, stall_seconds, ""
+        body, allowed, what = self.body, stall_seconds, ""
         phase: tuple[object, ...] = ()
         if unsent := transport.get_write_buffer_size():
             what, phase = "answer", (unsent,)
         elif self._partial and self.waits_for_a_request:
             what, phase, allowed = "head", ("head", self._request_count), head_seconds
-        elif request is not None and request.content._waiter is not None:
+        elif body is not None and body._waiter is not None:
             what, phase = "body", ("body", self._request_count)
         if phase != self._phase:
             self._phase, self._since, self._mark = phase, now, self._received
@@ -100,10 +118,18 @@ class _Connection(web.RequestHandler):
         return response
 
 
+# What makes an application's connections, where it has a kind of its own; it takes what `Connection` takes.
+CONNECTION: web.AppKey[Callable[..., Connection]] = web.AppKey("connection")
+
+
 class Listener:
     """Made by `listening`."""
 
-    def __init__(self, server: web.Server, service: str, own: ProcessSettings) -> None:
+    def __init__(
+        self, server: web.Server, service: str, own: ProcessSettings, connection: Callable[..., Connection]
+    ) -> None:
+        self._connection = connection
+        self.draining = False
         self._server = server
         self._service = service
         self._own = own
@@ -116,26 +142,27 @@ class Listener:
         }
         self.port = 0
 
-    def protocol(self) -> _Connection:
-        return _Connection(self, self._server, **self._protocol_options)
+    def protocol(self) -> Connection:
+        return self._connection(self, self._server, **self._protocol_options)
 
     def drain(self) -> None:
         """From now on an answer ends its connection: callers go elsewhere while we still serve them, and none of them
         meets a connection that closes."""
+        self.draining = True
         self._server.request_factory = self.last_request
         for connection in self._server.connections:
-            if isinstance(connection, _Connection):
+            if isinstance(connection, Connection):
                 connection.answer_the_last()
 
     def last_request(self, message: Any, *rest: Any) -> web.BaseRequest:
         return self._make_request(message._replace(should_close=True), *rest)
 
-    def make_room(self, new: _Connection) -> None:
+    def make_room(self, new: Connection) -> None:
         """When there are too many connections, the oldest that is idle goes; the new one when none is."""
         connections = self._server._connections
         if len(connections) <= self._own.max_connections:
             return
-        idle = (c for c in connections if isinstance(c, _Connection) and c.waits_for_a_request)
+        idle = (c for c in connections if isinstance(c, Connection) and c.waits_for_a_request)
         self._cut(next(idle, new), "room")
 
     async def watch(self) -> None:
@@ -148,12 +175,12 @@ class Listener:
             now = asyncio.get_running_loop().time()
             gauge.set(len(self._server._connections))
             for connection, transport in list(self._server._connections.items()):
-                if isinstance(connection, _Connection) and (
+                if isinstance(connection, Connection) and (
                     what := connection.overdue(now, transport, own.head_seconds, own.stall_seconds)
                 ):
                     self._cut(connection, what)
 
-    def _cut(self, connection: _Connection, what: str) -> None:
+    def _cut(self, connection: Connection, what: str) -> None:
         metrics.child(CUT, self._service, what).inc()
         self._server._connections[connection].abort()
 
@@ -173,7 +200,8 @@ async def listening(
     await runner.setup()
     assert runner.server is not None
     context = application.get(CONTEXT)
-    listener = Listener(runner.server, context.service if context else "admin", own)
+    connection = application.get(CONNECTION, Connection)
+    listener = Listener(runner.server, context.service if context else "admin", own, connection)
     loop = asyncio.get_running_loop()
     watching = loop.create_task(listener.watch(), name="watch-connections")
     try:

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
-from shared import consistency, http_client, metrics, tracing
+from shared import consistency, http_client, logs, metrics, tracing
 from shared.errors import (
     DeadlineExceeded,
     Malformed,
@@ -23,7 +23,7 @@ from shared.errors import (
     TenfoldError,
     TooLarge,
 )
-from shared.ids import new_id
+from shared.ids import new_text
 from shared.logs import get_logger
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -61,11 +61,14 @@ def problem_response(error: TenfoldError) -> web.Response:
 
 
 def request_id(request: web.Request) -> str:
-    """The caller's id where it is sensible, else a new one."""
     if _ID not in request:
-        given = request.headers.get(REQUEST_ID, "")
-        request[_ID] = given if _REQUEST_ID.fullmatch(given) else str(new_id())
+        request[_ID] = sensible_id(request.headers.get(REQUEST_ID))
     return request[_ID]
+
+
+def sensible_id(given: str | None) -> str:
+    """The caller's id where it is sensible, else a new one."""
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else new_text()
 
 
 async def set_answer_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -101,23 +104,30 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             status = response.status
             return response
         finally:
-            seconds = time.perf_counter() - started
             span.set_attribute("http.response.status_code", status)
-            metrics.child(metrics.REQUEST_DURATION, context.service, _method(request), route, str(status)).observe(
-                seconds
+            seconds = time.perf_counter() - started
+            record(
+                context.service, request_id(request), tracing.trace_id() or "", request.method, route, status, seconds
             )
-            log.info(
-                "request", method=request.method, route=route, status=status, milliseconds=round(seconds * 1000, 1)
-            )
+
+
+def record(service: str, request_id: str, trace_id: str, method: str, route: str, status: int, seconds: float) -> None:
+    """What a request leaves behind in metrics and log."""
+    counted = method if method in hdrs.METH_ALL else "_OTHER"
+    metrics.child(metrics.REQUEST_DURATION, service, counted, route, str(status)).observe(seconds)
+    logs.request(request_id, trace_id, method, route, status, seconds)
 
 
 @web.middleware
 async def render_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        with http_client.deadline(_seconds(request)):
+        seconds = time_allowed(
+            request.headers.get(http_client.DEADLINE_HEADER), request.app[CONTEXT].request_timeout_seconds
+        )
+        with http_client.deadline(seconds):
             if request.match_info.route in STREAMING:
                 return await handler(request)
-            async with asyncio.timeout(http_client.remaining(_seconds(request))):
+            async with asyncio.timeout(seconds):
                 return await handler(request)
     except TenfoldError as error:
         failure = error
@@ -147,9 +157,8 @@ def _cut(request: web.Request) -> web.StreamResponse:
 MIDDLEWARES: tuple[Any, ...] = (observe, render_errors)
 
 
-def _seconds(request: web.Request) -> float:
-    longest = request.app[CONTEXT].request_timeout_seconds
-    given = request.headers.get(http_client.DEADLINE_HEADER)
+def time_allowed(given: str | None, longest: float) -> float:
+    """Seconds that a request may take, by its `Request-Timeout`. Raises `Malformed`."""
     if given is None:
         return longest
     if not given.isdecimal() or len(given) > 9:
@@ -169,7 +178,3 @@ def _from_aiohttp(error: web.HTTPException) -> TenfoldError:
             return Malformed(error.reason)
     log.error("request_failed", status=error.status, reason=error.reason)
     return TenfoldError()
-
-
-def _method(request: web.Request) -> str:
-    return request.method if request.method in hdrs.METH_ALL else "_OTHER"

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-__all__ = ["Span", "SpanKind", "extract", "opened", "span", "trace_id", "traceparent"]
+__all__ = ["Span", "SpanKind", "extract", "opened", "sampled_span", "span", "trace_id", "traceparent", "unsampled"]
 
 _propagator = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("tenfold")
@@ -63,15 +63,34 @@ def span(
     name: str, *, kind: SpanKind = SpanKind.INTERNAL, parent: str | None = None, **attributes: str | int | float
 ) -> Iterator[Span]:
     """A span under `parent` (a `traceparent`; empty: the first of a trace), or under the current one."""
-    above = traceparent() or "" if parent is None else parent
-    sampled = _ratio > 0 and (above.endswith("1") if above else random.random() < _ratio)  # noqa: S311 - a choice
-    carried = None if sampled else above or f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00"
+    carried = unsampled(traceparent() or "" if parent is None else parent)
+    if carried is None:
+        with sampled_span(name, kind=kind, parent=parent, **attributes) as current:
+            yield current
+        return
     reset = _unsampled.set(carried)
     try:
-        if carried is not None:
-            yield INVALID_SPAN
-            return
-        context = None if parent is None else _propagator.extract({"traceparent": parent}, context=Context())
+        yield INVALID_SPAN
+    finally:
+        _unsampled.reset(reset)
+
+
+def unsampled(above: str) -> str | None:
+    """The `traceparent` that travels on under `above` (empty: the first of a trace); `None` when the trace is sampled,
+    so that a span is to be built."""
+    if _ratio > 0 and (above.endswith("1") if above else random.random() < _ratio):  # noqa: S311 - a choice
+        return None
+    return above or f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00"
+
+
+@contextmanager
+def sampled_span(
+    name: str, *, kind: SpanKind = SpanKind.INTERNAL, parent: str | None = None, **attributes: str | int | float
+) -> Iterator[Span]:
+    """A span where `unsampled` has said that one is to be built."""
+    context = None if parent is None else _propagator.extract({"traceparent": parent}, context=Context())
+    reset = _unsampled.set(None)
+    try:
         with _tracer.start_as_current_span(name, context=context, kind=kind, attributes=attributes) as current:
             yield current
     finally:

@@ -2,8 +2,11 @@
 
 from aiohttp import web
 
-from services.gateway import cors, proxy, security
+from services.gateway import proxy, security
+from services.gateway.answers import Common
+from services.gateway.cors import Cors
 from services.gateway.documents import Documents
+from services.gateway.door import Door
 from services.gateway.handlers import VERSION, Handlers
 from services.gateway.limits import Limits
 from services.gateway.pages import Pages, load
@@ -11,7 +14,7 @@ from services.gateway.routes import pages, routes
 from services.gateway.service import Gateway
 from services.gateway.settings import Settings
 from services.gateway.upstreams import UPSTREAMS
-from shared import application, middleware, openapi
+from shared import application, listener, openapi
 from shared.auth import JwksClient, TokenVerifier
 from shared.http_client import ServiceClient
 from shared.limits import RateLimiter
@@ -28,16 +31,13 @@ async def api(process: Process, settings: Settings) -> web.Application:
     documents = Documents(lambda: openapi.document("Tenfold", VERSION, table), UPSTREAMS, clients)
     table = routes(Handlers(Gateway(clients), documents, limits, settings.trusted_proxies))
     app = application.build(NAME, [*table, *pages(Pages(load()))], verifier, settings)
-    for upstream in UPSTREAMS:
-        passing = proxy.Proxy(upstream, settings, pools.by_service[upstream.name], verifier, limits)
-        app.on_shutdown.append(passing.end_event_streams)
-        for prefix in upstream.prefixes:
-            for path in (prefix, prefix + "/{rest:.*}"):
-                route = app.router.add_route("*", path, passing.handler(prefix), expect_handler=proxy.no_invitation)
-                middleware.ROUTE[route] = path.replace("{rest:.*}", "...")
-                middleware.STREAMING.add(route)
-    cors.allow(app, settings.cors_origins)
+    cors = Cors(settings.cors_origins)
+    cors.apply_to(app)
     security.protect(app, settings.trusted_proxies)
+    common = Common(cors)
+    proxies = [proxy.Proxy(u, settings, pools.by_service[u.name], verifier, limits, cors, common) for u in UPSTREAMS]
+    app[listener.CONNECTION] = Door(proxies, common).connection()
+    app.on_shutdown.extend(passing.end_event_streams for passing in proxies)
     return app
 
 

@@ -47,7 +47,7 @@ class Handlers:
         """Show the start page in one call; in part when a service is down"""
         limited = await self._limited(call)
         request = call.request
-        token = request.headers.get(consistency.HEADER) or hygiene.consistency_cookie(request)
+        token = request.headers.get(consistency.HEADER) or hygiene.consistency_cookie(request.headers)
         home = await self._gateway.home(
             {
                 hdrs.AUTHORIZATION: request.headers[hdrs.AUTHORIZATION],
@@ -63,5 +63,7 @@ class Handlers:
         return Reply(dict(await self._documents.merged()), headers={hdrs.CACHE_CONTROL: "no-cache", **limited})
 
     async def _limited(self, call: Call) -> dict[str, str]:
-        client = hygiene.client_of(call.request, self._trusted_proxies)
-        return await self._limits.hit(RouteClass.DEFAULT, call.maybe_principal, client.address)
+        request = call.request
+        client = hygiene.client_of(request.remote or "", request.scheme, request.headers, self._trusted_proxies)
+        standing = await self._limits.hit(RouteClass.DEFAULT, call.maybe_principal, client.address)
+        return standing.headers()

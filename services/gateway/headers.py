@@ -1,60 +1,132 @@
-"""What may pass the door: checks on a request's head, and the headers that go on to services and back to callers."""
+"""What may pass the door: checks on a request's head, and the headers that go on to services and back to callers.
+
+Header lines are bytes without their line ends, as they came: nothing is decoded that need not be read. None can hold a
+line break, for aiohttp's parser lets none in, nor httptools' the services'.
+"""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import hdrs, web
-from multidict import CIMultiDict
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from services.gateway.errors import AmbiguousRequest
 from shared import consistency
-from shared.errors import Malformed
+
+V = TypeVar("V")
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
 HOP_BY_HOP = frozenset(
     {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-authentication-info",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
     }
 )
-# Only we say who calls and from where; `Host` and `Expect` are between the caller and us.
+# Only we say who calls and from where; `Host` and `Expect` are between the caller and us; how long a body is depends on
+# whether there is one.
 _OURS = frozenset(
     {
-        "host",
-        "expect",
-        "forwarded",
-        "via",
-        "x-real-ip",
-        "x-client-ip",
-        "x-cluster-client-ip",
-        "true-client-ip",
-        "cf-connecting-ip",
-        "x-original-url",
-        "x-rewrite-url",
-        "x-http-method-override",
-        "x-request-id",
-        "request-timeout",
-        "traceparent",
-        "tracestate",
-        "baggage",
+        b"host",
+        b"expect",
+        b"content-length",
+        b"forwarded",
+        b"via",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"true-client-ip",
+        b"cf-connecting-ip",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"x-http-method-override",
+        b"x-request-id",
+        b"request-timeout",
+        b"traceparent",
+        b"tracestate",
+        b"baggage",
     }
 )
-_OURS_PREFIXES = ("x-forwarded-", "x-user", "x-principal", "x-auth", "x-role", "x-tenfold-", "x-envoy-")
-_NOT_BACK = frozenset({"server", "x-powered-by", "date", "x-request-id"})
+_OURS_PREFIXES = (b"x-forwarded-", b"x-user", b"x-principal", b"x-auth", b"x-role", b"x-tenfold-", b"x-envoy-")
+# What we say ourselves in every answer.
+_NOT_BACK = frozenset(
+    {
+        b"server",
+        b"x-powered-by",
+        b"x-request-id",
+        b"x-content-type-options",
+        b"ratelimit",
+        b"ratelimit-policy",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+    }
+)
 
 COOKIE = "tenfold_consistency"
-_COOKIE_VALUE = re.compile(r"[0-9a-z.-]{1,256}")
+_COOKIE = re.compile(rf'(?:^|;)[ \t]*{COOKIE}="?([0-9a-z.-]{{1,256}})"?[ \t]*(?:;|$)')
+_COOKIE_SECONDS = 60
+_TOKEN = re.compile(rb"[0-9a-z.-]{1,256}")
 _DOTS = re.compile(rb"(?:^|[/\\])\.{1,2}(?:[/\\]|$)")
+_CONNECTION_LENGTH = len("connection")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+
+
+class Seen:
+    """Headers of an answer that something depends on, as bits; plain numbers, for an `IntFlag` costs more than all."""
+
+    DATE = 1
+    CONTENT_SECURITY_POLICY = 2
+    REFERRER_POLICY = 4
+    STRICT_TRANSPORT_SECURITY = 8
+    CONTENT_LENGTH = 16
+    CONTENT_TYPE = 32
+    CONSISTENCY_TOKEN = 64
+    CONNECTION = 128
+
+
+class _Verdicts(dict[bytes, V], Generic[V]):
+    """What becomes of a header by its name, found out once for every spelling. Bounded, for callers make up names."""
+
+    _MOST = 1000
+    _LONGEST = 64
+
+    def __init__(self, judge: Callable[[bytes], V]) -> None:
+        self._judge = judge
+
+    def __missing__(self, name: bytes) -> V:
+        verdict = self._judge(name.lower())
+        if len(name) <= self._LONGEST:
+            if len(self) >= self._MOST:
+                self.clear()
+            self[name] = verdict
+        return verdict
+
+
+def _passes(name: bytes) -> bool:
+    # `X_User_Id` reads as `X-User-Id` to some servers.
+    return not (name in HOP_BY_HOP or name in _OURS or b"_" in name or name.startswith(_OURS_PREFIXES))
+
+
+def _back(name: bytes) -> tuple[bool, int]:
+    """Whether it passes, and what it is, if anything depends on it."""
+    seen: int = getattr(Seen, name.decode("latin-1").replace("-", "_").upper(), 0)
+    return not (name in HOP_BY_HOP or name in _NOT_BACK or seen == Seen.CONTENT_LENGTH), seen
+
+
+_PASSES = _Verdicts(_passes)
+_BACK = _Verdicts(_back)
 
 
 class Client(NamedTuple):
@@ -64,19 +136,30 @@ class Client(NamedTuple):
     scheme: str
     host: str
 
+    def lines(self) -> list[bytes]:
+        return _client_lines(self)
 
-def client_of(request: web.Request, trusted_proxies: int) -> Client:
+
+@lru_cache(maxsize=1024)
+def _client_lines(client: Client) -> list[bytes]:
+    return [
+        f"X-Forwarded-For: {client.address}".encode("utf-8", "surrogateescape"),
+        f"X-Forwarded-Proto: {client.scheme}".encode(),
+        f"X-Forwarded-Host: {client.host}".encode("utf-8", "surrogateescape"),
+    ]
+
+
+def client_of(peer: str, scheme: str, headers: Headers, trusted_proxies: int) -> Client:
     """Each trusted proxy appended the address it saw to X-Forwarded-For, so ours count from the right."""
-    peer = request.remote or ""
-    host = request.headers.get(hdrs.HOST, "")
+    host = headers.get(hdrs.HOST, "")
     if trusted_proxies == 0:
-        return Client(peer, request.scheme, host)
-    given = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
+        return Client(peer, scheme, host)
+    given = ",".join(headers.getall(hdrs.X_FORWARDED_FOR, ()))
     chain = [entry.strip() for entry in given.split(",") if entry.strip()]
     address = chain[-min(trusted_proxies, len(chain))] if chain else peer
-    scheme = request.headers.get(hdrs.X_FORWARDED_PROTO, request.scheme).rpartition(",")[2].strip().lower()
-    forwarded_host = request.headers.get(hdrs.X_FORWARDED_HOST, host).rpartition(",")[2].strip()
-    return Client(_bare(address), scheme if scheme in ("http", "https") else request.scheme, forwarded_host)
+    forwarded_scheme = headers.get(hdrs.X_FORWARDED_PROTO, scheme).rpartition(",")[2].strip().lower()
+    forwarded_host = headers.get(hdrs.X_FORWARDED_HOST, host).rpartition(",")[2].strip()
+    return Client(_bare(address), forwarded_scheme if forwarded_scheme in ("http", "https") else scheme, forwarded_host)
 
 
 def _bare(address: str) -> str:
@@ -86,63 +169,71 @@ def _bare(address: str) -> str:
     return address.partition(":")[0] if address.count(":") == 1 else address
 
 
-def check_head(request: web.Request) -> None:
-    """Raises `AmbiguousRequest` or `Malformed` on what two parsers could read differently."""
-    headers = request.headers
-    if len(headers.getall(hdrs.HOST, ())) > 1:
-        raise AmbiguousRequest("more than one Host")
-    if len(headers.getall(hdrs.CONTENT_LENGTH, ())) > 1:
-        raise AmbiguousRequest("more than one Content-Length")
+def check_head(headers: Headers) -> None:
+    """Raises `AmbiguousRequest` on what two parsers could read differently and ours lets pass."""
     if hdrs.TRANSFER_ENCODING in headers and hdrs.CONTENT_LENGTH in headers:
         raise AmbiguousRequest("both Content-Length and Transfer-Encoding")
-    if len(headers.getall(hdrs.AUTHORIZATION, ())) > 1:
-        raise AmbiguousRequest("more than one Authorization")
+    for name in (hdrs.AUTHORIZATION, hdrs.HOST, hdrs.CONTENT_LENGTH):
+        if len(headers.getall(name, ())) > 1:
+            raise AmbiguousRequest(f"more than one {name}")
 
 
-def target_of(request: web.Request) -> str:
-    """Path and query exactly as sent, nothing decoded. Raises `Malformed` on paths that could climb or cut lines."""
-    target = request.raw_path
-    if not target.startswith("/"):  # absolute form, as sent to proxies
-        target = str(request.rel_url)
-    target = target.partition("#")[0]
-    path = unquote_to_bytes(target.partition("?")[0])
-    if _CONTROL.search(path) or _DOTS.search(path):
-        raise Malformed("the path holds dot segments or control characters")
-    return target
+def climbs(path: str) -> bool:
+    """Whether a path, as sent, could lead elsewhere or cut a line."""
+    decoded = unquote_to_bytes(path)
+    return bool(_CONTROL.search(decoded) or _DOTS.search(decoded))
 
 
-def _removed(values: Iterable[str]) -> Set[str]:
-    """What belongs to the hop, by the values of its `Connection` headers."""
-    named = {name.strip().lower() for value in values for name in value.split(",")} - HOP_BY_HOP
-    return HOP_BY_HOP | named if named else HOP_BY_HOP
+def to_service(headers: RawHeaders) -> list[bytes]:
+    """The lines that go on: without the hop's own, those that `Connection` names, and forged ones."""
+    if named := _named_by_connection(headers):
+        return [name + b": " + value for name, value in headers if _PASSES[name] and name.lower() not in named]
+    return [name + b": " + value for name, value in headers if _PASSES[name]]
 
 
-def to_service(request: web.Request, client: Client, ours: Mapping[str, str]) -> CIMultiDict[str]:
-    """The headers that go on: first the hop's own are removed, then forged ones, then `ours` are added."""
-    removed = _removed(request.headers.getall(hdrs.CONNECTION, ()))
-    outgoing: CIMultiDict[str] = CIMultiDict()
-    for name, value in request.headers.items():
-        low = name.lower()
-        # `X_User_Id` reads as `X-User-Id` to some servers.
-        if low in removed or low in _OURS or "_" in low or low.startswith(_OURS_PREFIXES):
-            continue
-        outgoing.add(name, value)
-    if not request.can_read_body:
-        outgoing.popall(hdrs.CONTENT_LENGTH, None)
-    outgoing[hdrs.X_FORWARDED_FOR] = client.address
-    outgoing[hdrs.X_FORWARDED_PROTO] = client.scheme
-    outgoing[hdrs.X_FORWARDED_HOST] = client.host
-    if consistency.HEADER not in outgoing and (token := consistency_cookie(request)) is not None:
-        outgoing[consistency.HEADER] = token
-    outgoing.update(ours)
-    return outgoing
+def to_caller(headers: RawHeaders) -> tuple[list[bytes], int]:
+    """The lines that go back, without framing and what we say ourselves; and which of `Seen` were there."""
+    lines: list[bytes] = []
+    seen = 0
+    for name, value in headers:
+        passes, flag = _BACK[name]
+        seen |= flag
+        if passes:
+            lines.append(name + b": " + value)
+    if seen & Seen.CONNECTION and (named := _named_by_connection(headers)):
+        lines = [line for line in lines if line.partition(b":")[0].lower() not in named]
+    return lines, seen
 
 
-def to_caller(headers: Sequence[tuple[str, str]]) -> CIMultiDict[str]:
-    removed = _removed([value for name, value in headers if name.lower() == "connection"]) | _NOT_BACK
-    return CIMultiDict([(name, value) for name, value in headers if name.lower() not in removed])
+def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
+    """What belongs to the hop besides."""
+    values = [value for name, value in headers if len(name) == _CONNECTION_LENGTH and name.lower() == b"connection"]
+    return _named(b",".join(values)) if values else frozenset()
 
 
-def consistency_cookie(request: web.Request) -> str | None:
-    value = request.cookies.get(COOKIE, "") if hdrs.COOKIE in request.headers else ""
-    return value if _COOKIE_VALUE.fullmatch(value) else None
+@lru_cache(maxsize=256)
+def _named(connection: bytes) -> frozenset[bytes]:
+    return frozenset(name.strip().lower() for name in connection.split(b",")) - HOP_BY_HOP - {b"close", b""}
+
+
+def consistency_cookie(headers: Mapping[str, str]) -> str | None:
+    cookie = headers.get(hdrs.COOKIE)
+    found = _COOKIE.search(cookie) if cookie is not None else None
+    return found[1] if found is not None else None
+
+
+def consistency_lines(headers: Headers) -> list[bytes]:
+    """What a service is told of the caller's writes where only its cookie knows of them."""
+    if consistency.HEADER in headers or (token := consistency_cookie(headers)) is None:
+        return []
+    return [f"{consistency.HEADER}: {token}".encode()]
+
+
+def set_cookie(token: bytes, scheme: str) -> bytes | None:
+    """The line that keeps a consistency token in a browser."""
+    if not _TOKEN.fullmatch(token):
+        return None
+    secure = b"; Secure" if scheme == "https" else b""
+    return b"Set-Cookie: %b=%b; HttpOnly; Max-Age=%d; Path=/api; SameSite=Lax%b" % (
+        COOKIE.encode(), token, _COOKIE_SECONDS, secure,
+    )  # fmt: skip

@@ -2,40 +2,50 @@
 
 A body is never kept: it is read from one side as fast as the other takes it, so what a request costs does not depend on
 its size. From that follows what can be tried again: whatever no connection could be made for, and reads without a body.
+
+This is the path that nearly every request takes, so it does without objects and layers that the rest of the platform
+has: what `shared.middleware` does around a request is done here by `Proxy.answer`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.streams import StreamReader
 
+from services.gateway import answers
 from services.gateway import headers as hygiene
+from services.gateway.answers import Common
+from services.gateway.cors import PREFLIGHT_HEADERS, Cors
+from services.gateway.door import Connection, Found
 from services.gateway.errors import AnswerBrokeOff, TooSlow
+from services.gateway.headers import Client, Seen
 from services.gateway.instances import Instances
 from services.gateway.limits import Limits
 from services.gateway.settings import Settings
-from services.gateway.upstream_pool import Answer, Headers, Pool, Unreachable, UpstreamError
-from services.gateway.upstreams import RouteClass, Upstream, rule_for, rules_under
-from shared import consistency, http_client, metrics, middleware, tracing
+from services.gateway.upstream_pool import Answer, Pool, Unreachable, UpstreamError
+from services.gateway.upstreams import RouteClass, Upstream
+from shared import http_client, metrics, middleware, tracing
 from shared.application import authenticate
 from shared.auth import TokenVerifier
-from shared.errors import DeadlineExceeded, Malformed, TooLarge, Unavailable
+from shared.errors import DeadlineExceeded, Malformed, TenfoldError, TooLarge, Unavailable
 from shared.logs import get_logger
 
 log = get_logger()
 
+_SERVICE = "gateway"
 _ATTEMPTS = 3
-_COOKIE_SECONDS = 60
 _SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
-_CONSISTENCY = consistency.HEADER.lower()
+_CALLER_GONE = 499
 
 FAILURES = metrics.Counter(
     "tenfold_gateway_upstream_failures_total", "Requests a service did not answer whole", ("upstream", "reason")
 )
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Pools:
@@ -58,32 +68,61 @@ class Pools:
                 instances.close()
 
 
-class _Body:
-    """The caller's body on its way: counted, and with a clock that any progress starts anew."""
+@dataclass(slots=True)
+class Request:
+    """A request that is passed on, and what has become of it so far."""
 
-    def __init__(self, request: web.Request, most: int, progress: Callable[[], None]) -> None:
+    caller: Connection
+    message: RawRequestMessage
+    payload: StreamReader
+    target: str
+    found: Found
+    id: str
+    traceparent: str
+    client: Client
+    status: int = _CALLER_GONE
+    keep: bool = True
+
+    @property
+    def unread(self) -> bool:
+        """Whether the caller may still send what must not be taken for its next request."""
+        return not self.payload.at_eof()
+
+
+class _Body:
+    """The caller's body on its way: counted, and any progress puts the alarm off."""
+
+    def __init__(self, request: Request, most: int, idle: float) -> None:
         self._request = request
         self._most = most
-        self._progress = progress
+        self._idle = idle
         self._sent = 0
         self.begun = False
         self.finished = False
+        self.answered = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
+        request = self._request
         try:
-            if self._request.headers.get(hdrs.EXPECT):
-                await _invite(self._request)
-            async for chunk in self._request.content.iter_any():
+            if hdrs.EXPECT in request.message.headers:
+                # Only now that token, rate and size are found good and a service takes the body.
+                request.caller.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            async for chunk in request.payload.iter_any():
                 self._sent += len(chunk)
                 if self._sent > self._most:
                     raise TooLarge(f"at most {self._most} bytes")
                 self._progress()
                 yield chunk
                 self._progress()
-        except (web.PayloadAccessError, aiohttp.ClientError, OSError, ValueError) as error:
+        except (web.PayloadAccessError, web.RequestPayloadError, aiohttp.ClientError, OSError, ValueError) as error:
             raise Malformed("the body is not whole") from error
         self.finished = True
+
+    def _progress(self) -> None:
+        # While the body moves the service need not answer; what counts is that it moves.
+        if not self.answered:
+            self._request.caller.alarm.set(self._idle)
 
 
 class Proxy:
@@ -96,80 +135,145 @@ class Proxy:
         instances: Instances[Pool],
         verifier: TokenVerifier,
         limits: Limits,
+        cors: Cors,
+        common: Common,
     ) -> None:
+        self.prefixes = upstream.prefixes
         self._name = upstream.name
         self._settings = settings
         self._verifier = verifier
         self._limits = limits
+        self._cors = cors
+        self._common = common
         self._instances = instances
         self._retries = http_client.RetryBudget()
-        self._event_streams: set[asyncio.Transport] = set()
-
-    def handler(self, prefix: str) -> Handler:
-        """Answers everything at and under `prefix`."""
-        rules = rules_under(prefix)
-
-        async def handle(request: web.Request) -> web.StreamResponse:
-            hygiene.check_head(request)
-            target = hygiene.target_of(request)
-            rule = rule_for(rules, request.method, request.rel_url.path_safe)
-            client = hygiene.client_of(request, self._settings.trusted_proxies)
-            principal = await authenticate(request, rule.access, self._verifier)
-            limited = await self._limits.hit(rule.route_class, principal, client.address)
-            most = self._most(rule.route_class)
-            if (request.content_length or 0) > most:
-                raise TooLarge(f"at most {most} bytes")
-            return await self._pass(request, target, client, most, limited)
-
-        return handle
+        self._event_streams: set[Connection] = set()
 
     async def end_event_streams(self, _app: web.Application) -> None:
         """They would never end by themselves. Who follows one takes it up again at another gateway."""
-        for transport in self._event_streams:
-            transport.close()
+        for caller in list(self._event_streams):
+            if caller.transport is not None:
+                caller.transport.close()
 
-    def _most(self, route_class: RouteClass) -> int:
-        return self._settings.upload_max_bytes if route_class is RouteClass.UPLOAD else self._settings.max_body_bytes
+    async def answer(
+        self, caller: Connection, message: RawRequestMessage, payload: StreamReader, target: str, found: Found
+    ) -> bool:
+        """Answer one request; whether its connection may be kept."""
+        started = time.perf_counter()
+        headers = message.headers
+        above = tracing.extract(headers)
+        unsampled = tracing.unsampled(above)
+        client = hygiene.client_of(caller.address, caller.scheme, headers, self._settings.trusted_proxies)
+        request_id = middleware.sensible_id(headers.get(middleware.REQUEST_ID))
+        request = Request(caller, message, payload, target, found, request_id, unsampled or "", client)
+        try:
+            if unsampled is not None:
+                await self._answer(request)
+            else:
+                with tracing.sampled_span(
+                    f"{message.method} {found.route}",
+                    kind=tracing.SpanKind.SERVER,
+                    parent=above,
+                    **{"http.request.method": message.method, "http.route": found.route},
+                ) as span:
+                    request.traceparent = tracing.traceparent() or ""
+                    try:
+                        await self._answer(request)
+                    finally:
+                        span.set_attribute("http.response.status_code", request.status)
+        finally:
+            caller.alarm.off()
+            seconds = time.perf_counter() - started
+            trace_id = request.traceparent[3:35]
+            middleware.record(_SERVICE, request_id, trace_id, message.method, found.route, request.status, seconds)
+        # An upgrade is nothing we do: what follows it is no HTTP any more.
+        return request.keep and not message.should_close and not message.upgrade
 
-    async def _pass(
-        self, request: web.Request, target: str, client: hygiene.Client, most: int, extra: dict[str, str]
-    ) -> web.StreamResponse:
-        seconds = http_client.remaining(self._settings.request_timeout_seconds)
-        loop = asyncio.get_running_loop()
-        clock = asyncio.timeout(seconds)
-        answered = False
-        body = None
-        if request.can_read_body:
-            # While the body moves the service need not answer; what counts is that it moves.
-            idle = min(seconds, self._settings.idle_seconds)
-            body = _Body(request, most, lambda: None if answered else clock.reschedule(loop.time() + idle))
-        outgoing = hygiene.to_service(
-            request,
-            client,
-            {
-                middleware.REQUEST_ID: middleware.request_id(request),
-                http_client.DEADLINE_HEADER: str(max(1, int(seconds * 1000))),
-                **({"traceparent": parent} if (parent := tracing.traceparent()) else {}),
-            },
+    async def _answer(self, request: Request) -> None:
+        try:
+            if self._cors and self._cors.asks_first(request.message.method, request.message.headers):
+                self._write(request, 204, answers.first_line(204) + answers.lines(PREFLIGHT_HEADERS), b"", 0)
+            else:
+                await self._admit(request)
+        except AnswerBrokeOff:
+            # Its head is out: only a broken connection tells the caller that the rest of it will not come.
+            log.warning("answer_cut", request_id=request.id)
+            request.caller.abort()
+            request.keep = False
+        except TenfoldError as error:
+            self._refuse(request, error)
+        except ConnectionError:
+            raise  # the caller's: those of services have become other errors
+        except Exception:
+            log.exception("request_failed", request_id=request.id)
+            self._refuse(request, TenfoldError())
+
+    def _refuse(self, request: Request, error: TenfoldError) -> None:
+        head, body = answers.problem(error)
+        self._write(request, error.status, head, body, Seen.DATE)
+
+    async def _admit(self, request: Request) -> None:
+        """Everything that a request may be refused for before a service hears of it."""
+        message, found = request.message, request.found
+        headers = message.headers
+        hygiene.check_head(headers)
+        if found.climbs:
+            raise Malformed("the path holds dot segments or control characters")
+        if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue":
+            raise Malformed("only 100-continue can be expected")
+        seconds = middleware.time_allowed(
+            headers.get(http_client.DEADLINE_HEADER), self._settings.request_timeout_seconds
         )
+        principal = await authenticate(headers.get(hdrs.AUTHORIZATION), found.rule.access, self._verifier)
+        standing = await self._limits.hit(found.rule.route_class, principal, request.client.address)
+        upload = found.rule.route_class is RouteClass.UPLOAD
+        most = self._settings.upload_max_bytes if upload else self._settings.max_body_bytes
+        length = headers.get(hdrs.CONTENT_LENGTH)
+        if length is not None and int(length) > most:
+            raise TooLarge(f"at most {most} bytes")
+        body = _Body(request, most, min(seconds, self._settings.idle_seconds)) if request.unread else None
+        lines = hygiene.to_service(message.raw_headers)
+        lines += request.client.lines()
+        lines += hygiene.consistency_lines(headers)
+        lines += (
+            f"X-Request-Id: {request.id}".encode(),
+            f"traceparent: {request.traceparent}".encode(),
+            b"Request-Timeout: %d" % max(1, int(seconds * 1000)),
+        )
+        if body is not None and length is not None:
+            lines.append(f"Content-Length: {length}".encode())
+        answer = await self._in_time(request, lines, body, seconds, chunked=body is not None and length is None)
         try:
-            async with clock:
-                answer = await self._ask(request, target, list(outgoing.items()), body)
-            answered = True
-        except TimeoutError:
-            metrics.child(FAILURES, self._name, "timeout").inc()
-            if body is not None and body.begun and not body.finished:
-                raise TooSlow from None
-            raise DeadlineExceeded(f"{self._name} did not answer in time") from None
-        try:
-            return await self._answer(request, answer, body, client, extra)
+            await self._pass_back(request, answer, standing.lines())
         finally:
             answer.close()
+        if body is not None and not body.finished and request.unread:
+            request.keep = False
 
-    async def _ask(self, request: web.Request, target: str, outgoing: Headers, body: _Body | None) -> Answer:
+    async def _in_time(
+        self, request: Request, lines: list[bytes], body: _Body | None, seconds: float, *, chunked: bool
+    ) -> Answer:
+        alarm = request.caller.alarm
+        alarm.set(seconds)
+        try:
+            return await self._ask(request, lines, body, chunked=chunked)
+        except asyncio.CancelledError:
+            if not alarm.rang():
+                raise
+        finally:
+            alarm.off()
+            if body is not None:
+                body.answered = True
+        metrics.child(FAILURES, self._name, "timeout").inc()
+        if body is not None and body.begun and not body.finished:
+            raise TooSlow
+        raise DeadlineExceeded(f"{self._name} did not answer in time")
+
+    async def _ask(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
         """The head of the service's answer. Raises `Unavailable` when no instance gives one."""
+        method = request.message.method
         # Not DELETE and PUT, though idempotent: the second one's answer would be another (404, 412).
-        repeatable = request.method in _SAFE and body is None
+        repeatable = body is None and method in _SAFE
         order = self._instances.in_order()
         if len(order) == 1 and repeatable:
             order = order * 2
@@ -178,13 +282,13 @@ class Proxy:
             if attempt and not self._retries.granted():
                 break
             try:
-                answer = await instance.ask(request.method, target, outgoing, body, repeatable=repeatable)
+                answer = await instance.ask(method, request.target, lines, body, chunked=chunked, repeatable=repeatable)
             except Unreachable as error:
                 self._instances.failed(instance)
-                self._failed("unreachable", error)
+                self._failed(request, "unreachable", error)
             except UpstreamError as error:
                 self._instances.failed(instance)
-                self._failed("no_answer", error)
+                self._failed(request, "no_answer", error)
                 if not repeatable:
                     break
             else:
@@ -192,69 +296,84 @@ class Proxy:
                 return answer
         raise Unavailable(f"{self._name} does not answer")
 
-    def _failed(self, reason: str, error: Exception) -> None:
+    def _failed(self, request: Request, reason: str, error: Exception) -> None:
         metrics.child(FAILURES, self._name, reason).inc()
-        log.warning("upstream_failed", upstream=self._name, reason=reason, error=repr(error))
+        log.warning(
+            "upstream_failed", upstream=self._name, reason=reason, error=repr(error), request_id=request.id,
+            trace_id=request.traceparent[3:35],
+        )  # fmt: skip
 
-    async def _answer(
-        self,
-        request: web.Request,
-        answer: Answer,
-        body: _Body | None,
-        client: hygiene.Client,
-        extra: dict[str, str],
-    ) -> web.StreamResponse:
-        headers = hygiene.to_caller(answer.headers)
-        headers.update(extra)
+    async def _pass_back(self, request: Request, answer: Answer, standing: bytes) -> None:
+        passed, seen = hygiene.to_caller(answer.headers)
+        if seen & Seen.CONSISTENCY_TOKEN and (token := answer.get(b"consistency-token")) is not None:
+            cookie = hygiene.set_cookie(token, request.client.scheme)
+            if cookie is not None:
+                passed.append(cookie)
+        passed.append(standing)
+        head = answers.first_line(answer.status, answer.reason) + b"\r\n".join(passed)
+        whole = answer.ready()
         # An answer that is here already, as most are, goes out in one write with its head.
-        rest = answer.ready()
-        response: web.StreamResponse = (
-            web.Response(status=answer.status, reason=answer.reason, headers=headers, body=rest)
-            if rest
-            else web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-        )
-        if (token := answer.get(_CONSISTENCY)) is not None:
-            response.set_cookie(
-                hygiene.COOKIE,
-                token,
-                max_age=_COOKIE_SECONDS,
-                path="/api",
-                httponly=True,
-                samesite="Lax",
-                secure=client.scheme == "https",
-            )
-        if body is not None and not body.finished and not request.content.at_eof():
-            # An early answer. What the caller still sends must not be taken for its next request.
-            response.force_close()
-        streams = (answer.get("content-type") or "").startswith("text/event-stream")
-        transport = request.transport if streams else None
-        if transport is not None:
-            self._event_streams.add(transport)
+        if whole is not None and not answer.bodyless:
+            self._write(request, answer.status, head + b"Content-Length: %d\r\n" % len(whole), whole, seen)
+            return
+        length = answer.get(b"content-length") if answer.status != 204 else None
+        if length is not None:
+            head += b"Content-Length: %b\r\n" % length
+        if answer.bodyless:
+            self._write(request, answer.status, head, b"", seen)
+            return
+        chunked = length is None and request.message.version >= HttpVersion11
+        if chunked:
+            head += b"Transfer-Encoding: chunked\r\n"
+        elif length is None:
+            request.keep = False  # its end is the connection's
+        self._write(request, answer.status, head, b"", seen)
+        streams = seen & Seen.CONTENT_TYPE and (answer.get(b"content-type") or b"").startswith(b"text/event-stream")
+        if streams:
+            self._event_streams.add(request.caller)
         try:
-            await response.prepare(request)
-            while not rest:
-                async with asyncio.timeout(self._settings.idle_seconds):
-                    chunk = await answer.chunk()
-                    if not chunk:
-                        break
-                    await response.write(chunk)
-            await response.write_eof()
-        except (UpstreamError, TimeoutError) as error:
-            self._failed("broke_off", error)
-            raise AnswerBrokeOff from error
+            await self._stream(request, answer, chunked=chunked)
         finally:
-            if transport is not None:
-                self._event_streams.discard(transport)
-        return response
+            self._event_streams.discard(request.caller)
 
+    async def _stream(self, request: Request, answer: Answer, *, chunked: bool) -> None:
+        caller, idle = request.caller, self._settings.idle_seconds
+        try:
+            while True:
+                caller.alarm.set(idle)
+                chunk = await answer.chunk()
+                if not chunk:
+                    break
+                caller.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+                await caller.drained()
+        except UpstreamError as error:
+            self._failed(request, "broke_off", error)
+            raise AnswerBrokeOff from error
+        except asyncio.CancelledError:
+            if not caller.alarm.rang():
+                raise
+            self._failed(request, "broke_off", TimeoutError())
+            raise AnswerBrokeOff from None
+        finally:
+            caller.alarm.off()
+        if chunked:
+            caller.write(b"0\r\n\r\n")
 
-async def _invite(request: web.Request) -> None:
-    """`100 Continue`, sent only once token, rate and size are found good and a service takes the body."""
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # the head of the answer is still to come
-
-
-async def no_invitation(request: web.Request) -> None:
-    """In place of aiohttp's handler of `Expect`, which invites every body before anybody has looked at the request."""
-    if request.headers[hdrs.EXPECT].lower() != "100-continue":
-        raise web.HTTPExpectationFailed
+    def _write(self, request: Request, status: int, head: bytes, body: bytes, seen: int) -> None:
+        """The rest of the head, and what there is of the body. `seen`: what `head` has already."""
+        message = request.message
+        request.status = status
+        if request.unread or request.caller.draining:
+            request.keep = False
+        common = self._common.lines(seen, request.id, request.client.scheme, message.headers.get(hdrs.ORIGIN))
+        parts = [head, common]
+        if not seen & Seen.DATE:
+            parts.append(answers.date())
+        if not request.keep or message.should_close or message.upgrade:
+            parts.append(b"Connection: close\r\n")
+        elif message.version < HttpVersion11:
+            parts.append(b"Connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        if message.method != hdrs.METH_HEAD:
+            parts.append(body)
+        request.caller.write(b"".join(parts))

@@ -7,7 +7,7 @@ as fast as the slower side goes, changes nothing, and decodes nothing. `httptool
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,8 +18,6 @@ _KEEPALIVE_SECONDS = 20.0  # shorter than our servers', so no request meets a cl
 _MAX_HEAD = 32 * 1024
 _MAX_BUFFERED = 128 * 1024
 _NO_BODY = frozenset({204, 304})
-
-Headers = Iterable[tuple[str, str]]
 
 
 class UpstreamError(Exception):
@@ -35,19 +33,18 @@ class Answer:
 
     def __init__(self, connection: "_Connection", method: str) -> None:
         self.status = 0
-        self.reason = ""
-        self.headers: list[tuple[str, str]] = []
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.bodyless = method == "HEAD"
         self._connection = connection
-        self._bodyless = method == "HEAD"
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
-        self._until_close = False
         self._whole = False
         self._error: Exception | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._closed = False
 
-    def get(self, name: str) -> str | None:
+    def get(self, name: bytes) -> bytes | None:
         """The first header of that name, given in lower case."""
         return next((value for key, value in self.headers if key.lower() == name), None)
 
@@ -74,7 +71,14 @@ class Answer:
 
     def ready(self) -> bytes | None:
         """The whole rest of the body if it is here already."""
-        return b"".join(self._chunks) if self._whole else None
+        if not self._whole:
+            return None
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection says where the body ends."""
+        coding = self.get(b"transfer-encoding")
+        return not coding.lower().endswith(b"chunked") if coding else self.get(b"content-length") is None
 
     def close(self) -> None:
         if not self._closed:
@@ -82,7 +86,7 @@ class Answer:
             self._connection.ended(self._whole and self._buffered <= _MAX_BUFFERED)  # else it is still paused
 
     async def _news(self) -> None:
-        self._arrived = asyncio.get_running_loop().create_future()
+        self._arrived = self._connection.loop.create_future()
         try:
             await self._arrived
         finally:
@@ -94,10 +98,7 @@ class Answer:
 
     def _begin(self, status: int) -> None:
         self.status = status
-        self._bodyless = self._bodyless or status in _NO_BODY
-        coding, length = self.get("transfer-encoding"), self.get("content-length")
-        if not self._bodyless:
-            self._until_close = not coding.lower().endswith("chunked") if coding else length is None
+        self.bodyless = self.bodyless or status in _NO_BODY
         self._wake()
 
     def _add(self, data: bytes) -> None:
@@ -117,7 +118,8 @@ class Answer:
 class _Connection(asyncio.Protocol):
     """One exchange after the other. The parser calls the methods that begin with `on_`."""
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.idle_since = 0.0
         self.used = False
         self._pool = pool
@@ -138,7 +140,7 @@ class _Connection(asyncio.Protocol):
         self.head_bytes, self._keep = 0, False
         self._transport.write(head)
         if body is not None:
-            self._sending = asyncio.create_task(self._send(answer, body, chunked))
+            self._sending = self.loop.create_task(self._send(answer, body, chunked))
         return answer
 
     def ended(self, whole: bool) -> None:
@@ -147,7 +149,7 @@ class _Connection(asyncio.Protocol):
         if self._sending is not None and not sent:
             self._sending.cancel()
         answer, self._answer, self._sending = self._answer, None, None
-        if answer is not None and answer._bodyless:
+        if answer is not None and answer.bodyless:
             self._parser = httptools.HttpResponseParser(self)  # the old one may still wait for the body of a HEAD
         self.used = True
         self._pool.returned(self, whole and sent and self._keep and not self.closing)
@@ -183,7 +185,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
 
     def pause_writing(self) -> None:
-        self._writable = asyncio.get_running_loop().create_future()
+        self._writable = self.loop.create_future()
 
     def resume_writing(self) -> None:
         waiting, self._writable = self._writable, None
@@ -207,8 +209,9 @@ class _Connection(asyncio.Protocol):
         self.resume_writing()
         self._pool.lost(self)
         if self._answer is not None:
-            whole = error is None and self._answer._until_close
-            self._answer._end(None if whole else UpstreamError("it closed the connection"))
+            answer = self._answer
+            whole = error is None and bool(answer.status) and not answer.bodyless and answer.ends_with_connection()
+            answer._end(None if whole else UpstreamError("it closed the connection"))
 
     def _fail(self, reason: str) -> None:
         if self._answer is not None:
@@ -219,11 +222,11 @@ class _Connection(asyncio.Protocol):
 
     def on_status(self, reason: bytes) -> None:
         if self._answer is not None:
-            self._answer.reason = reason.decode("latin-1")
+            self._answer.reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._answer is not None and not self._answer.status:  # trailers are dropped
-            self._answer.headers.append((name.decode("latin-1"), value.decode("utf-8", "surrogateescape")))
+            self._answer.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
@@ -232,8 +235,9 @@ class _Connection(asyncio.Protocol):
         elif status < 200:
             answer.headers.clear()
         else:
+            self._keep = self._parser.should_keep_alive()
             answer._begin(status)
-            if answer._bodyless:
+            if answer.bodyless:
                 self.on_message_complete()
 
     def on_body(self, data: bytes) -> None:
@@ -243,9 +247,7 @@ class _Connection(asyncio.Protocol):
             self._answer._add(data)
 
     def on_message_complete(self) -> None:
-        if self._answer is not None and self._answer.status and not self._answer._whole:
-            connection = (self._answer.get("connection") or "").lower()
-            self._keep = "close" not in connection and self._parser.get_http_version() == "1.1"
+        if self._answer is not None and self._answer.status:
             self._answer._end(None)
 
 
@@ -257,35 +259,45 @@ class Pool:
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._authority = parts.netloc
+        self._host_line = f"Host: {parts.netloc}".encode()
         self._path = parts.path.rstrip("/")
-        self._free = asyncio.Semaphore(connections)
+        self._most = connections
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: deque[_Connection] = deque()
         self._most_idle = idle
         self._open: set[_Connection] = set()
         self.in_flight = 0
 
     async def ask(
-        self, method: str, target: str, headers: Headers, body: AsyncIterable[bytes] | None, *, repeatable: bool
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[bytes],
+        body: AsyncIterable[bytes] | None,
+        *,
+        chunked: bool = False,
+        repeatable: bool,
     ) -> Answer:
         """The head of the answer. Raises `UpstreamError`, or what `body` raises; cancelled, it closes the connection.
 
-        A kept connection may have been closed a moment ago: what is `repeatable` then goes out once more on a new one,
-        if nothing was answered. `body` goes out chunked unless `headers` have its length.
+        `headers` are lines; where there is a `body` they have its length, unless it goes out `chunked`. A kept
+        connection may have been closed a moment ago: what is `repeatable` then goes out once more on a new one, if
+        nothing was answered.
         """
-        lines = [f"{method} {self._path}{target} HTTP/1.1", f"Host: {self._authority}"]
-        lines += [f"{name}: {value}" for name, value in headers]
-        chunked = body is not None and not any(line[:15].lower() == "content-length:" for line in lines)
-        if chunked:
-            lines.append("Transfer-Encoding: chunked")
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+        first = f"{method} {self._path}{target} HTTP/1.1".encode("utf-8", "surrogateescape")
+        framing = (b"Transfer-Encoding: chunked", b"", b"") if chunked else (b"", b"")
+        lines = (first, self._host_line, *headers, *framing)
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
             raise ValueError("a line break in the head of a request")
-        encoded = head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"
         while True:
-            connection = await self._connection()
+            if self.in_flight < self._most:
+                self.in_flight += 1
+            else:
+                await self._turn()
+            connection = self._kept() or await self._connect()
             again = connection.used and repeatable
-            answer = connection.exchange(method, encoded, body, chunked)
+            answer = connection.exchange(method, head, body, chunked)
             try:
                 await answer.head()
             except UpstreamError:
@@ -304,45 +316,60 @@ class Pool:
             connection.close()
 
     def returned(self, connection: _Connection, whole: bool) -> None:
-        self.in_flight -= 1
-        self._free.release()
         if whole and len(self._idle) < self._most_idle:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
             connection.close()
+        self._release()
 
     def lost(self, connection: _Connection) -> None:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
-    async def _connection(self) -> _Connection:
-        """An idle connection is taken before a new one is made, so there are never more than may be in use at once."""
+    async def _turn(self) -> None:
+        """Wait for somebody's right to a connection. It is handed over, so nobody who comes later gets it."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
         try:
-            if self._free.locked():
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    await self._free.acquire()
-            else:
-                await self._free.acquire()
-        except TimeoutError:
-            raise Unreachable("all connections are in use") from None
-        self.in_flight += 1
-        try:
-            oldest = time.monotonic() - _KEEPALIVE_SECONDS
-            while self._idle and self._idle[0].idle_since < oldest:
-                self._idle.popleft().close()
-            while self._idle:
-                connection = self._idle.pop()
-                if not connection.closing:
-                    return connection
             async with asyncio.timeout(_CONNECT_SECONDS):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: _Connection(self), self._host, self._port, ssl=self._tls or None
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._release()  # it had just become ours
+            if isinstance(error, TimeoutError):
+                raise Unreachable("all connections are in use") from None
+            raise
+
+    def _release(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.in_flight -= 1
+
+    def _kept(self) -> _Connection | None:
+        oldest = time.monotonic() - _KEEPALIVE_SECONDS
+        while self._idle and self._idle[0].idle_since < oldest:
+            self._idle.popleft().close()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closing:
+                return connection
+        return None
+
+    async def _connect(self) -> _Connection:
+        """A new connection, for who has the right to one."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self, loop), self._host, self._port, ssl=self._tls or None
                 )
         except BaseException as error:
-            self.in_flight -= 1
-            self._free.release()
+            self._release()
             if isinstance(error, OSError):  # TimeoutError is one
                 raise Unreachable(repr(error)) from error
             raise

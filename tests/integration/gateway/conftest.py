@@ -19,7 +19,9 @@ from services.gateway.upstreams import UPSTREAMS
 from shared import auth, http_client, tracing
 from shared.auth import Principal, Role
 from shared.ids import new_id
+from shared.listener import listening
 from shared.runner import Process
+from shared.settings import ProcessSettings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -27,15 +29,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[str]:
     """`app` on a free port, run as `shared.runner` runs a service's; its base URL."""
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=5)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
+    async with listening(app, ProcessSettings(shutdown_seconds=5), 0) as listener:
+        yield f"http://127.0.0.1:{listener.port}"
 
 
 @dataclass

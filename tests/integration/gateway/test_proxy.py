@@ -340,6 +340,50 @@ async def test_a_stopping_gateway_does_not_wait_for_event_streams(
         await answer.read()
 
 
+async def test_a_stopping_gateway_finishes_an_upload_that_has_begun(world: World, keys: Keys) -> None:
+    begun = asyncio.Event()
+
+    async def reads(request: web.Request) -> web.Response:
+        received = len(await request.content.readexactly(1000))
+        begun.set()
+        received += len(await request.read())
+        return web.Response(text=str(received))
+
+    behind = await world.service(reads)
+    async with AsyncExitStack() as own:
+        door = await World(own, keys).gateway(behind)
+        parts = urlsplit(door)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        authorization = keys.bearer()["Authorization"]
+        writer.write(
+            f"POST /api/v1/media HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n"
+            "Content-Length: 3000\r\n\r\n".encode()
+            + bytes(1000)
+        )
+        await asyncio.wait_for(begun.wait(), 5)
+        stopping = asyncio.create_task(own.aclose())
+
+        async def refuses() -> bool:
+            try:
+                _, another = await asyncio.open_connection(parts.hostname, parts.port)
+            except ConnectionError:
+                return True
+            another.close()
+            await another.wait_closed()
+            return False
+
+        await eventually(refuses)
+        for _ in range(2):
+            writer.write(bytes(1000))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+            await stopping
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"3000")
+
+
 async def test_an_answer_that_breaks_off_never_looks_whole(world: World, keys: Keys) -> None:
     async def breaks(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100000"} if "length" in request.query else {})

@@ -4,6 +4,7 @@ The corpus follows James Kettle, "HTTP Desync Attacks" (2019), and RFC 9112, sec
 """
 
 import asyncio
+import json
 import re
 from urllib.parse import urlsplit
 
@@ -61,8 +62,8 @@ WHOLE: dict[str, tuple[bytes, int]] = {
 }  # fmt: skip
 
 
-async def exchange(base: str, said: bytes) -> list[int]:
-    """The statuses of all that is answered until the gateway closes the connection, or nothing more comes."""
+async def exchange(base: str, said: bytes) -> bytes:
+    """What is answered until the gateway closes the connection, or nothing more comes."""
     parts = urlsplit(base)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     received = b""
@@ -75,7 +76,11 @@ async def exchange(base: str, said: bytes) -> list[int]:
         pass
     finally:
         writer.close()
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", received)]
+    return received
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
 
 
 async def test_what_can_be_read_two_ways_is_refused_and_ends_the_connection(world: World) -> None:
@@ -89,11 +94,17 @@ async def test_what_can_be_read_two_ways_is_refused_and_ends_the_connection(worl
     door = await world.in_front_of(see)
     answers = await asyncio.gather(*(exchange(door, said) for said in REFUSED.values()))
     wrong = {
-        name: statuses
-        for name, statuses in zip(REFUSED, answers, strict=True)
-        if not statuses or statuses[0] != 400 or 200 in statuses
+        name: answer
+        for name, answer in zip(REFUSED, answers, strict=True)
+        if statuses(answer)[:1] != [400] or 200 in statuses(answer)
     }
     assert wrong == {}
+    for name, answer in zip(REFUSED, answers, strict=True):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"Content-Type: application/problem+json\r\n" in head, name
+        assert b"X-Request-Id: " in head, name
+        assert b"Server: " not in head, name
+        assert json.loads(body)["status"] == 400, name
     assert seen == []
 
 
@@ -108,5 +119,5 @@ async def test_what_is_whole_arrives_once(world: World, name: str) -> None:
 
     door = await world.in_front_of(see)
     said, times = WHOLE[name]
-    assert await exchange(door, said + LAST) == [200] * (times + 1)
+    assert statuses(await exchange(door, said + LAST)) == [200] * (times + 1)
     assert seen == [PATH.decode()] * times + ["/api/v1/password-resets/last"]

@@ -1,60 +1,51 @@
-from typing import Any
-
 import pytest
-from aiohttp import hdrs
-from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from services.gateway import headers as hygiene
-from services.gateway.headers import Client, check_head, client_of, target_of, to_caller, to_service
-from shared.errors import Malformed
-
-CLIENT = Client("203.0.113.7", "https", "tenfold.example")
+from services.gateway.errors import AmbiguousRequest
+from services.gateway.headers import Client, Seen, check_head, client_of, climbs, to_caller, to_service
 
 
-def request(*pairs: tuple[str, str], path: str = "/api/v1/media") -> Any:
-    return make_mocked_request("GET", path, headers=CIMultiDict(pairs))
+def raw(*pairs: tuple[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in pairs]
 
 
-def test_headers_named_in_connection_go_before_ours_are_added() -> None:
-    """A caller that names our headers in `Connection` does not get rid of them."""
-    outgoing = to_service(
-        request(("Connection", "close, X-Request-Id, X-Forwarded-For, x-custom"), ("X-Custom", "1"), ("Accept", "a")),
-        CLIENT,
-        {"X-Request-Id": "ours"},
-    )
-    assert outgoing.getall("X-Request-Id") == ["ours"]
-    assert outgoing.getall("X-Forwarded-For") == ["203.0.113.7"]
-    assert outgoing["X-Forwarded-Proto"] == "https"
-    assert outgoing["X-Forwarded-Host"] == "tenfold.example"
-    assert "X-Custom" not in outgoing
-    assert "Connection" not in outgoing
-    assert outgoing["Accept"] == "a"
+def test_headers_named_in_connection_do_not_go_on() -> None:
+    given = raw(("Connection", "close, x-custom"), ("X-Custom", "1"), ("connection", "X-B"), ("x-b", "1"), ("A", "a"))
+    assert to_service(given) == [b"A: a"]
 
 
 @pytest.mark.parametrize(
     "name",
     ["X-User-Id", "x-user-role", "X_User_Id", "X-Forwarded-For", "X-Forwarded-Prefix", "Forwarded", "X-Real-IP", "Via",
      "X-Principal", "X-Auth-Request-Email", "True-Client-IP", "Transfer-Encoding", "TE", "Keep-Alive", "Expect", "Host",
-     "X-HTTP-Method-Override", "Proxy-Connection", "baggage", "Request-Timeout"],
+     "X-HTTP-Method-Override", "Proxy-Connection", "baggage", "Request-Timeout", "X-Request-Id", "traceparent",
+     "Content-Length"],
 )  # fmt: skip
 def test_what_only_we_may_say_is_dropped(name: str) -> None:
-    assert "forged" not in to_service(request((name, "forged")), CLIENT, {}).values()
+    assert to_service(raw((name, "forged"))) == []
 
 
 def test_repeated_headers_stay_repeated_and_in_order() -> None:
-    outgoing = to_service(request(("Accept", "a"), ("X-A", "1"), ("Accept", "b")), CLIENT, {})
-    assert outgoing.getall("Accept") == ["a", "b"]
+    assert to_service(raw(("Accept", "a"), ("X-A", "1"), ("accept", "b"))) == [b"Accept: a", b"X-A: 1", b"accept: b"]
 
 
-def test_answers_lose_what_is_the_hops() -> None:
-    headers = [
-        ("Connection", "X-A"), ("X-A", "1"), ("Server", "s"), ("Transfer-Encoding", "chunked"),
-        ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("ETag", '"v1"'), ("Content-Length", "3"),
-    ]  # fmt: skip
-    assert list(to_caller(headers).items()) == [
-        ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("ETag", '"v1"'), ("Content-Length", "3")
-    ]  # fmt: skip
+def test_what_is_remembered_of_names_is_bounded() -> None:
+    for number in range(3000):
+        assert to_service(raw((f"X-{number}", "1"))) == [b"X-%d: 1" % number]
+    assert len(hygiene._PASSES) <= 1000
+    assert to_service(raw(("X-User-Id", "1"), ("a" * 1000, "1"))) == [b"a" * 1000 + b": 1"]
+
+
+def test_answers_lose_what_is_the_hops_and_what_we_say_ourselves() -> None:
+    headers = raw(
+        ("Connection", "X-A"), ("X-A", "1"), ("Server", "s"), ("Transfer-Encoding", "chunked"), ("Date", "d"),
+        ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("ETag", '"v1"'), ("Content-Length", "3"), ("RateLimit", "x"),
+        ("Referrer-Policy", "origin"),
+    )  # fmt: skip
+    lines, seen = to_caller(headers)
+    assert lines == [b"Date: d", b"Set-Cookie: a=1", b"Set-Cookie: b=2", b'ETag: "v1"', b"Referrer-Policy: origin"]
+    assert seen == Seen.CONNECTION | Seen.DATE | Seen.CONTENT_LENGTH | Seen.REFERRER_POLICY
 
 
 @pytest.mark.parametrize(
@@ -73,26 +64,25 @@ def test_answers_lose_what_is_the_hops() -> None:
     ],
 )
 def test_the_callers_address_is_counted_from_the_right(trusted: int, forwarded: str, address: str) -> None:
-    asked = request(("X-Forwarded-For", forwarded)).clone(remote="peer")
-    assert client_of(asked, trusted).address == address
+    assert client_of("peer", "http", CIMultiDict({"X-Forwarded-For": forwarded}), trusted).address == address
 
 
 def test_scheme_and_host_are_believed_to_our_proxies_only() -> None:
-    pairs = (("Host", "here"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "there"))
-    assert client_of(request(*pairs), 0)[1:] == ("http", "here")
-    assert client_of(request(*pairs), 1)[1:] == ("https", "there")
-    assert client_of(request(("Host", "here"), ("X-Forwarded-Proto", "gopher")), 1).scheme == "http"
+    given = CIMultiDict({"Host": "here", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "there"})
+    assert client_of("peer", "http", given, 0) == Client("peer", "http", "here")
+    assert client_of("peer", "http", given, 1)[1:] == ("https", "there")
+    assert client_of("peer", "http", CIMultiDict({"X-Forwarded-Proto": "gopher"}), 1).scheme == "http"
 
 
-@pytest.mark.parametrize("name", [hdrs.HOST, hdrs.CONTENT_LENGTH, hdrs.AUTHORIZATION])
+@pytest.mark.parametrize("name", ["Host", "Content-Length", "Authorization"])
 def test_what_must_be_there_once_is_refused_twice(name: str) -> None:
-    with pytest.raises(Malformed):
-        check_head(request((name, "1"), (name, "2")))
+    with pytest.raises(AmbiguousRequest):
+        check_head(CIMultiDict([(name, "1"), (name.lower(), "2")]))
 
 
 def test_two_framings_are_refused() -> None:
-    with pytest.raises(Malformed):
-        check_head(request(("Content-Length", "1"), ("Transfer-Encoding", "chunked")))
+    with pytest.raises(AmbiguousRequest):
+        check_head(CIMultiDict([("Content-Length", "1"), ("Transfer-Encoding", "chunked")]))
 
 
 @pytest.mark.parametrize(
@@ -100,19 +90,25 @@ def test_two_framings_are_refused() -> None:
     ["/api/../x", "/api/%2e%2e/x", "/api/%2E%2e", "/api/..%2fx", "/api/./x", "/api/%5c..%5cx", "/a%00", "/a%0d%0ab",
      "/a%7f"],
 )  # fmt: skip
-def test_climbing_and_cutting_paths_are_refused(path: str) -> None:
-    with pytest.raises(Malformed):
-        target_of(request(path=path))
+def test_climbing_and_cutting_paths_are_found(path: str) -> None:
+    assert climbs(path)
 
 
-@pytest.mark.parametrize("path", ["/a%2Fb?x=..%2f&y=+%20", "/a..b/...", "/%c3%a4", "/a?", "/a/.hidden"])
+@pytest.mark.parametrize("path", ["/a%2Fb", "/a..b/...", "/%c3%a4", "/a", "/a/.hidden"])
 def test_other_paths_go_on_as_they_came(path: str) -> None:
-    assert target_of(request(path=path)) == path
+    assert not climbs(path)
 
 
 @pytest.mark.parametrize(
     ("cookie", "token"),
-    [("tenfold_consistency=a-1f.b-2", "a-1f.b-2"), ("tenfold_consistency=A b", None), ("other=1", None), ("", None)],
+    [
+        ("tenfold_consistency=a-1f.b-2", "a-1f.b-2"),
+        ('a=b; tenfold_consistency="a-1f" ; c=d', "a-1f"),
+        ("tenfold_consistency=A b", None),
+        ("xtenfold_consistency=a", None),
+        ("other=1", None),
+        ("", None),
+    ],
 )
 def test_the_consistency_cookie_is_taken_where_it_can_be_one(cookie: str, token: str | None) -> None:
-    assert hygiene.consistency_cookie(request(("Cookie", cookie))) == token
+    assert hygiene.consistency_cookie(CIMultiDict({"Cookie": cookie})) == token

@@ -27,8 +27,9 @@ def test_a_limit_reads_as_requests_per_seconds() -> None:
 
 
 async def test_headers_tell_policy_and_what_is_left(limits: Limits) -> None:
-    headers = await limits.hit(RouteClass.DEFAULT, None, "203.0.113.1")
-    assert headers == {"RateLimit-Policy": '"default";q=3;w=60', "RateLimit": '"default";r=2;t=20'}
+    standing = await limits.hit(RouteClass.DEFAULT, None, "203.0.113.1")
+    assert standing.headers() == {"RateLimit-Policy": '"default";q=3;w=60', "RateLimit": '"default";r=2;t=20'}
+    assert standing.lines() == b'RateLimit-Policy: "default";q=3;w=60\r\nRateLimit: "default";r=2;t=20\r\n'
 
 
 async def test_a_refusal_says_when_to_come_back(limits: Limits) -> None:

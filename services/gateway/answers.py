@@ -1,0 +1,54 @@
+"""The heads of answers that the gateway writes itself, in one piece with what comes after them."""
+
+from collections.abc import Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+
+import msgspec
+
+from services.gateway import security
+from services.gateway.cors import Cors
+from shared.errors import TenfoldError
+from shared.middleware import PROBLEM_JSON
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Common:
+    """What every answer says, by the configuration: `lines` of one to a caller."""
+
+    def __init__(self, cors: Cors) -> None:
+        self._cors = cors
+        self._cors_lines = {origin: lines(cors.headers(origin)) for origin in (None, *cors.origins)}
+
+    def lines(self, seen: int, request_id: str, scheme: str, origin: str | None) -> bytes:
+        own = b"X-Request-Id: %b\r\nX-Content-Type-Options: nosniff\r\n" % request_id.encode()
+        if not self._cors:
+            return own + security.lines(seen, scheme)
+        of_origin = self._cors_lines.get(origin, self._cors_lines[None])
+        return own + security.lines(seen, scheme) + of_origin
+
+
+def lines(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("utf-8", "surrogateescape")
+
+
+def first_line(status: int, reason: bytes | None = None) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"") if reason is None else reason)
+
+
+def date() -> bytes:
+    return b"Date: %b\r\n" % formatdate(usegmt=True).encode()
+
+
+def problem(error: TenfoldError) -> tuple[bytes, bytes]:
+    """Status line and header lines of a problem, and its body."""
+    found = error.problem()
+    body = msgspec.json.encode(found)
+    headers = {
+        "Content-Type": PROBLEM_JSON,
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+        **error.headers,
+    }
+    return first_line(found.status) + date() + lines(headers), body

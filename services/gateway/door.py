@@ -1,0 +1,272 @@
+"""The public side: a connection of a caller, and who answers what comes over it.
+
+aiohttp reads what the public sends: its strict parser, flow control, keep-alive and shutdown are the ones of every
+service. Only the loop over a connection's requests is ours, for it is most of what aiohttp costs: what is passed on
+goes to its `Proxy` right there, without a task, request or response object; everything else is the application's.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import _ErrInfo
+from yarl import URL
+
+from services.gateway import answers
+from services.gateway.answers import Common
+from services.gateway.headers import climbs
+from services.gateway.upstreams import Rule, rule_for, rules_under
+from shared.errors import Malformed
+from shared.ids import new_text
+from shared.listener import Connection as Listened
+from shared.listener import Listener
+from shared.logs import get_logger
+
+if TYPE_CHECKING:
+    from services.gateway.proxy import Proxy
+
+log = get_logger()
+
+_LINGER_SECONDS = 10.0
+_NEVER = float("inf")
+
+
+class Found(NamedTuple):
+    """Who answers a request that is passed on. `climbs` says that its path could lead elsewhere."""
+
+    proxy: "Proxy"
+    rule: Rule
+    route: str
+    climbs: bool
+
+
+class Door:
+    """Finds the service for a path: everything at and under the prefixes of a proxy is its."""
+
+    def __init__(self, proxies: Sequence["Proxy"], common: Common) -> None:
+        self.common = common
+        self._by_prefix = {prefix: (proxy, rules_under(prefix)) for proxy in proxies for prefix in proxy.prefixes}
+        self._prefix = re.compile("({})(?=/|$)".format("|".join(map(re.escape, self._by_prefix))))
+        self.find: Callable[[str, str], Found | None] = lru_cache(maxsize=1024)(self._find)
+
+    def _find(self, method: str, path: str) -> Found | None:
+        """`path` as sent, without its query."""
+        # Decoded as routers do, so that `/api/v1/sess%69ons` is limited like what it stands for.
+        safe = URL.build(path=path, encoded=True).path_safe
+        match = self._prefix.match(safe)
+        if match is None:
+            return None
+        proxy, rules = self._by_prefix[match[1]]
+        route = match[1] if safe == match[1] else match[1] + "/..."
+        return Found(proxy, rule_for(rules, method, safe), route, climbs(path))
+
+    def connection(self) -> Callable[..., "Connection"]:
+        """What makes the connections of a server with this door."""
+        return partial(Connection, self)
+
+
+class Alarm:
+    """Cancels a task when its time is up. To put it off costs no timer: the one that runs looks, when it fires, how
+    long there is still to wait."""
+
+    __slots__ = ("_at", "_fires_at", "_loop", "_rang", "_task", "_timer")
+
+    def __init__(self, task: "asyncio.Task[Any]", loop: asyncio.AbstractEventLoop) -> None:
+        self._task = task
+        self._loop = loop
+        self._at = _NEVER
+        self._fires_at = _NEVER
+        self._timer: asyncio.TimerHandle | None = None
+        self._rang = False
+
+    def set(self, seconds: float) -> None:
+        self._at = at = self._loop.time() + seconds
+        if at < self._fires_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._start(at)
+
+    def off(self) -> None:
+        self._at = _NEVER
+
+    def rang(self) -> bool:
+        """Whether a cancellation that was just caught is the alarm's, and only that; it then is undone."""
+        rang, self._rang = self._rang, False
+        return rang and self._task.uncancel() == 0
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start(self, at: float) -> None:
+        self._fires_at = at
+        self._timer = self._loop.call_at(at, self._fire)
+
+    def _fire(self) -> None:
+        self._timer, self._fires_at = None, _NEVER
+        if self._at == _NEVER:
+            return
+        if self._loop.time() < self._at:
+            self._start(self._at)
+            return
+        self._at, self._rang = _NEVER, True
+        self._task.cancel()
+
+
+class Connection(Listened):
+    """A caller's connection."""
+
+    __slots__ = ("_door", "_passing", "alarm")
+
+    alarm: Alarm
+
+    def __init__(self, door: Door, listener: Listener, server: web.Server, **options: Any) -> None:
+        super().__init__(listener, server, **options)
+        self._door = door
+        self._passing: StreamReader | None = None
+
+    @property
+    def body(self) -> StreamReader | None:
+        return self._passing or super().body
+
+    @property
+    def address(self) -> str:
+        peer = self.peername
+        return str(peer[0]) if isinstance(peer, tuple) else str(peer or "")
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.ssl_context else "http"
+
+    def write(self, data: bytes) -> None:
+        """Raises `ConnectionError` when the caller is gone."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("the caller is gone")
+        self.transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the caller has taken enough of what was written."""
+        if self._paused:
+            await self._drain_helper()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def start(self) -> None:
+        """One request after the other, until either side ends it."""
+        manager = self._manager
+        task = asyncio.current_task()
+        assert manager is not None
+        assert task is not None
+        self.alarm = Alarm(task, self._loop)
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    await self._next()
+                message, payload = self._messages.popleft()
+                self._make_room()
+                manager.requests_count += 1
+                keep = await self._answer(message, payload)
+                if not payload.is_eof() and not await self._lingered(payload):
+                    break
+                if not keep or self._close or self._force_close:
+                    break
+                self._stay()
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except ConnectionError:
+            pass  # the caller went away
+        except BaseException:
+            self.force_close()
+            raise
+        finally:
+            self.alarm.close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _next(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _make_room(self) -> None:
+        """One fewer is waiting: the parser may go on with what is behind it."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    async def _answer(self, message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> bool:
+        """Whether the connection may be kept."""
+        if isinstance(message, _ErrInfo):
+            self._refuse(message)
+            return False
+        target = message.path
+        if not target.startswith("/") and message.url.absolute:  # as sent to proxies
+            target = str(message.url.relative())
+        target = target.partition("#")[0]
+        found = self._door.find(message.method, target.partition("?")[0])
+        if found is None:
+            return await self._by_application(message, payload)
+        self._request_in_progress, self._passing = True, payload
+        try:
+            return await found.proxy.answer(self, message, payload, target, found)
+        finally:
+            self._request_in_progress, self._passing = False, None
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+
+    def _refuse(self, unreadable: _ErrInfo) -> None:
+        """What the parser could not read. Nothing that follows it is read, either."""
+        request_id = new_text()
+        log.info("request_unreadable", reason=type(unreadable.exc).__name__, request_id=request_id)
+        head, body = answers.problem(Malformed())  # it would quote what was sent
+        common = self._door.common.lines(0, request_id, self.scheme, None)
+        self.write(head + common + b"Connection: close\r\n\r\n" + body)
+
+    async def _by_application(self, message: RawRequestMessage, payload: StreamReader) -> bool:
+        assert self._request_factory is not None
+        assert self._request_handler is not None
+        assert self._task_handler is not None
+        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), self._task_handler)
+        # A task of its own, so that what it binds in its context ends with it.
+        response, gone = await self._loop.create_task(self._handle_request(request, None, self._request_handler))
+        request._task = None  # type: ignore[assignment] # it would keep itself alive
+        payload.set_exception(web.PayloadAccessError())
+        return bool(response.keep_alive) and not gone
+
+    async def _lingered(self, payload: StreamReader) -> bool:
+        """Read and forget what the caller still sends, for it might not read the answer before it has sent all; whether
+        that has an end in time."""
+        if self._force_close:
+            return False
+        self.alarm.set(_LINGER_SECONDS)
+        try:
+            while not payload.is_eof():
+                await payload.readany()
+        except asyncio.CancelledError:
+            if not self.alarm.rang():
+                raise
+            return False
+        except Exception:  # noqa: BLE001 - what it sends is no longer of interest
+            return False
+        finally:
+            self.alarm.off()
+        return True
+
+    def _stay(self) -> None:
+        close_at = self._loop.time() + self._keepalive_timeout
+        self._next_keepalive_close_time = close_at
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
