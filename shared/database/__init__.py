@@ -11,7 +11,8 @@ is found without a restart.
     database.py   what callers use: transactions, reads, and which server answers them
     primary.py    the one server that takes writes, found among several hosts
     replica.py    how far a replica has replayed, and whether it may answer
-    server.py     the pool to one server: bounds, metrics, giving connections back
+    server.py     one server: bounds, metrics, giving connections back
+    pool.py       its connections
 """
 
 from shared.database.database import Connection, Database, Record, Transaction

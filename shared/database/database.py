@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import asyncpg
 
@@ -32,6 +32,9 @@ _DEMOTED = (
     asyncpg.exceptions.ReadOnlySQLTransactionError,
 )
 
+# Those that may have a meaning to a caller.
+_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+
 # target: primary, replica-N or none; reason: any (no token was needed), token (a replica has replayed it; on the
 # primary: none has), no_replica (none is configured), replicas_out, shed.
 READS = metrics.Counter("tenfold_database_reads_total", "Reads by target", ("service", "target", "reason"))
@@ -51,17 +54,12 @@ class Transaction:
     """A transaction in progress, on the primary. It commits when its block ends and rolls back when it raises."""
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
         self._after_commit: list[Callable[[], object]] = []
         self.fetch = connection.fetch
         self.fetchrow = connection.fetchrow
         self.fetchval = connection.fetchval
         self.execute = connection.execute
         self.executemany = connection.executemany
-
-    def savepoint(self) -> Any:
-        """`async with tx.savepoint():` undoes only its own block when that raises."""
-        return self._connection.transaction()
 
     def after_commit(self, callback: Callable[[], object]) -> None:
         """Call `callback` once the transaction is durable; not at all when it rolls back. It must not raise or wait."""
@@ -108,8 +106,6 @@ class Database:
         # Reads that no replica can answer leave the other half of the primary's connections to the writes.
         db = cls(service, primary, replicas, constraints or {}, max(1, settings.database_pool_max // 2))
         async with AsyncExitStack() as stack:
-            for server in (primary, *replicas):
-                await server.open()
             stack.push_async_callback(_close_all, (primary, *replicas))
             await db._check_budget(settings)
             if replicas or primary.has_several_hosts:
@@ -126,14 +122,25 @@ class Database:
         `constraints` names when one is violated. When the connection is lost during the commit nobody knows whether it
         took place: that is `Unavailable` too.
         """
-        async with self._translated(), self._primary.lease() as lease:
-            await lease.begin()
-            tx = Transaction(lease.connection)
-            yield tx
-            await lease.commit()
-            tx.committed()
-            if consistency.is_tracked():
-                await self._note_position(lease.connection)
+        try:
+            slot = self._primary.take() or await self._primary.acquire()
+            connection = slot.connection
+            try:
+                await connection.execute("BEGIN")
+                tx = Transaction(connection)
+                yield tx
+                # The server answers a COMMIT after a failed statement with a rollback, and no error.
+                if await connection.execute("COMMIT") != "COMMIT":
+                    raise RuntimeError("a statement failed in this transaction, and its error was not passed on")
+                tx.committed()
+                if consistency.is_tracked() and not await self._note_position(connection):
+                    slot.outdated = True
+            except BaseException as error:
+                await self._primary.recover(slot, error)
+                raise
+            self._primary.pool.give_back(slot)
+        except _DRIVER_ERRORS as error:
+            self._raise_meaning(error)
 
     async def read(
         self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -143,30 +150,42 @@ class Database:
         A replica that fails is taken out and the read goes on elsewhere; so `query` must only read. Raises
         `Unavailable` when too many reads are on the primary already for want of replicas.
         """
-        async with self._translated():
-            positions = consistency.current()
-            for replica in self._able(positions):
-                reason = "any" if positions.get(replica.cluster) == consistency.ANY else "token"
-                try:
-                    return await self._read(replica, reason, query, *args, **kwargs)
-                except PoolExhausted:
-                    raise
-                except (TimeoutError, Unavailable, *GONE) as error:
-                    if isinstance(error, TimeoutError) and replica.usable:
-                        raise  # it answers its poller, so the query is slow, and would be on the primary too
-                    replica.take_out(type(error).__name__)
-            if not self._replicas:
-                return await self._read(self._primary, "no_replica", query, *args, **kwargs)
-            for replica in self._replicas:
-                replica.ask()
-            reason = "token" if any(replica.usable for replica in self._replicas) else "replicas_out"
-            async with self._place_on_primary():
-                return await self._read(self._primary, reason, query, *args, **kwargs)
+        try:
+            if self._replicas:
+                return await self._read_somewhere(query, *args, **kwargs)
+            metrics.child(READS, self.service, "primary", "no_replica").inc()
+            return await self._primary.run(query, *args, **kwargs)
+        except _DRIVER_ERRORS as error:
+            self._raise_meaning(error)
 
     async def check(self) -> None:
         """Raise unless the primary answers; readiness asks."""
-        async with self._translated(), self._primary.lease() as lease:
-            await lease.connection.fetchval("SELECT 1")
+        try:
+            await self._primary.run(_ask, "SELECT 1")
+        except _DRIVER_ERRORS as error:
+            self._raise_meaning(error)
+
+    async def _read_somewhere(
+        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        positions = consistency.current()
+        for replica in self._able(positions):
+            reason = "any" if positions.get(replica.cluster) == consistency.ANY else "token"
+            metrics.child(READS, self.service, replica.name, reason).inc()
+            try:
+                return await replica.run(query, *args, **kwargs)
+            except PoolExhausted:
+                raise
+            except (TimeoutError, Unavailable, *GONE) as error:
+                if isinstance(error, TimeoutError) and replica.usable:
+                    raise  # it answers its poller, so the query is slow, and would be on the primary too
+                replica.take_out(type(error).__name__)
+        for replica in self._replicas:
+            replica.ask()
+        reason = "token" if any(replica.usable for replica in self._replicas) else "replicas_out"
+        async with self._place_on_primary():
+            metrics.child(READS, self.service, "primary", reason).inc()
+            return await self._primary.run(query, *args, **kwargs)
 
     def _able(self, positions: consistency.Positions) -> list[Replica]:
         """The replicas that may answer, the least busy first; those equally busy take turns."""
@@ -174,20 +193,8 @@ class Database:
         if len(able) > 1:
             self._turn += 1
             turn = self._turn % len(able)
-            able = sorted(able[turn:] + able[:turn], key=lambda r: r.in_flight + r.waiting)
+            able = sorted(able[turn:] + able[:turn], key=lambda r: r.pool.in_use + r.waiting)
         return able
-
-    async def _read(
-        self,
-        server: Server,
-        reason: str,
-        query: Callable[Concatenate[Connection, P], Awaitable[T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        async with server.lease() as lease:
-            metrics.child(READS, self.service, server.name, reason).inc()
-            return await query(lease.connection, *args, **kwargs)
 
     @asynccontextmanager
     async def _place_on_primary(self) -> AsyncIterator[None]:
@@ -202,22 +209,23 @@ class Database:
         finally:
             self._fallback.release()
 
-    async def _note_position(self, connection: Any) -> None:
+    async def _note_position(self, connection: Any) -> bool:
+        """False when the connection did not answer."""
         # After the commit, since its record is what a replica must have replayed. If the question fails the write still
         # stands, so the caller gets its answer, and a position that no replica reaches until it writes again.
         try:
-            position = await self._primary.note(connection)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            position = self._primary.unreached()
+            position, answered = await self._primary.note(connection), True
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            position, answered = self._primary.unreached(), False
         consistency.current().advance(self._primary.cluster, position)
+        return answered
 
     async def _check_budget(self, settings: DataSettings) -> None:
         if settings.database_pgbouncer:
             return  # it is PgBouncer's to bound the server's connections
         try:
-            async with self._primary.lease() as lease:
-                allowed = int(await lease.connection.fetchval("SHOW max_connections"))
-        except (OSError, TimeoutError, Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            allowed = int(await self._primary.run(_ask, "SHOW max_connections"))
+        except (OSError, Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             log.warning("connection_budget_unknown", database=self.service, error=type(error).__name__)
             return
         plan = budget.Plan(
@@ -229,26 +237,24 @@ class Database:
         log.info("connection_budget", database=self.service, fits=plan.fits, arithmetic=plan.arithmetic())
         plan.require()
 
-    @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    def _raise_meaning(self, error: Exception) -> NoReturn:
         """Driver errors become the caller's errors; what nobody foresaw passes on and ends as a 500."""
-        try:
-            yield
-        except asyncpg.IntegrityConstraintViolationError as error:
-            named = self._constraints.get(error.constraint_name or "")
-            if named is None:
-                raise
-            raise named from error
-        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+        if isinstance(error, asyncpg.IntegrityConstraintViolationError):
+            if (named := self._constraints.get(error.constraint_name or "")) is not None:
+                raise named from error
+        elif isinstance(error, (TimeoutError, asyncpg.QueryCanceledError)):
             raise Unavailable("the database took too long") from error
-        except (asyncpg.InterfaceError, *GONE) as error:
-            # The driver has one class for misuse and for connections that closed under a statement.
-            if isinstance(error, asyncpg.InterfaceError) and "clos" not in str(error):
-                raise
+        # The driver has one class for misuse and for connections that closed under a statement.
+        elif isinstance(error, GONE) or (isinstance(error, asyncpg.InterfaceError) and "clos" in str(error)):
             log.warning("database_away", database=self.service, error=type(error).__name__)
             if isinstance(error, _DEMOTED):
-                await self._primary.pool.expire_connections()
+                self._primary.pool.expire()
             raise Unavailable("the database is away") from error
+        raise error
+
+
+async def _ask(connection: Any, sql: str) -> Any:
+    return await connection.fetchval(sql)
 
 
 async def _close_all(servers: Sequence[Server]) -> None:

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from shared.consistency import Position
-from shared.database.server import GONE, Server, cut
+from shared.database.pool import cut
+from shared.database.server import GONE, Server
 from shared.errors import Unavailable
 from shared.logs import get_logger
 from shared.settings import DataSettings
@@ -45,7 +46,7 @@ class Primary(Server):
         # When the log was first seen to be how far: what a replica's lag is told by.
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._sample_seconds = settings.database_replica_max_lag_seconds / 50
-        super().__init__("primary", service, settings, self._connect)
+        super().__init__("primary", service, settings)
 
     @property
     def has_several_hosts(self) -> bool:
@@ -80,25 +81,28 @@ class Primary(Server):
         recorded = 0
         while True:
             try:
-                async with self.lease() as lease, asyncio.timeout(_ANSWER_SECONDS):
-                    timeline = (await self.note(lease.connection)).timeline
-                    if timeline > recorded:
-                        await lease.connection.execute(_RECORD_TIMELINE, timeline)
-                        recorded = timeline
+                recorded = await self.run(self._look, recorded)
             except Unavailable:
                 pass  # exhausted or away: the next connection is looked for on every host
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.warning("primary_hangs", error=type(error).__name__)
-                await self.pool.expire_connections()
+                self.pool.expire()
             await asyncio.sleep(_WATCH_SECONDS)
 
-    async def _connect(self, *_: object, **options: Any) -> Any:
+    async def _look(self, connection: Any, recorded: int) -> int:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            timeline = (await self.note(connection)).timeline
+            if timeline > recorded:
+                await connection.execute(_RECORD_TIMELINE, timeline)
+            return timeline
+
+    async def connect(self) -> Any:
         failure: BaseException | None = None
         first = self._preferred
         for n in range(len(self._hosts)):
             host = (first + n) % len(self._hosts)
             try:
-                connection = await self._connect_to(host, options)
+                connection = await self._connect_to(host)
             except BaseException as error:
                 # Also when the caller's patience ends here: the next one begins with the next host.
                 if self._preferred == host:
@@ -111,14 +115,13 @@ class Primary(Server):
                 if host != self._current:
                     self._current = host
                     log.warning("primary_moved", host=host)
-                    await self.pool.expire_connections()
+                    self.pool.expire()
                 return connection
         assert failure is not None
         raise failure
 
-    async def _connect_to(self, host: int, options: dict[str, Any]) -> Any:
-        if self.has_several_hosts:
-            options = options | {"timeout": min(_HOST_SECONDS, options["timeout"])}
+    async def _connect_to(self, host: int) -> Any:
+        options = self._options | ({"timeout": _HOST_SECONDS} if self.has_several_hosts else {})
         connection = await asyncpg.connect(self._hosts[host], **options)
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):

@@ -8,8 +8,9 @@ import asyncpg
 
 from shared import metrics
 from shared.consistency import Position
+from shared.database.pool import cut
 from shared.database.primary import Primary, base36, parse_lsn
-from shared.database.server import Server, connect_options, cut
+from shared.database.server import Server
 from shared.logs import get_logger
 from shared.settings import DataSettings
 
@@ -40,13 +41,12 @@ class Replica(Server):
     it answers and has caught up to half of that, so that one at the limit does not flap."""
 
     def __init__(self, number: int, url: str, service: str, settings: DataSettings, primary: Primary) -> None:
-        super().__init__(f"replica-{number}", service, settings, self._connect)
+        super().__init__(f"replica-{number}", service, settings)
         self.cluster = ""
         self.position = Position(0, 0)
         self.usable = False
         self.lag = 0.0
         self._url = url
-        self._options = connect_options(service, settings)
         self._primary = primary
         self._max_lag = settings.database_replica_max_lag_seconds
         self._asked = asyncio.Event()
@@ -67,7 +67,7 @@ class Replica(Server):
             while True:
                 try:
                     async with asyncio.timeout(_ANSWER_SECONDS):
-                        connection = connection or await self._connect(**self._options)
+                        connection = connection or await self.connect()
                         row = await connection.fetchrow(_STATE)
                     if row is None:
                         raise asyncpg.ObjectNotInPrerequisiteStateError("it is not a replica")
@@ -105,5 +105,5 @@ class Replica(Server):
         self.usable = usable
         self._usable_gauge.set(usable)
 
-    async def _connect(self, *_: object, **options: Any) -> Any:
-        return await asyncpg.connect(self._url, **options)
+    async def connect(self) -> Any:
+        return await asyncpg.connect(self._url, **self._options)

@@ -1,4 +1,5 @@
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import asyncpg
 import msgspec
@@ -71,6 +72,16 @@ async def test_a_failed_block_leaves_nothing(db: Database) -> None:
             raise RuntimeError
     assert not await db.read(things.exists, thing_id)
     assert called == []
+
+
+async def test_a_block_that_swallows_a_statement_s_error_does_not_pass_for_committed(db: Database) -> None:
+    thing_id = new_id()
+    with pytest.raises(RuntimeError, match="a statement failed"):
+        async with db.transaction() as tx:
+            await things.insert(tx, thing_id, "lost")
+            with suppress(asyncpg.PostgresError):
+                await tx.execute("SELECT 1 / 0")
+    assert not await db.read(things.exists, thing_id)
 
 
 async def test_a_long_statement_is_cut_off(data_settings: DataSettings, health: Health) -> None:

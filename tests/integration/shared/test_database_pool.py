@@ -1,6 +1,7 @@
 """Connections: none is waited for without a bound, and all come back."""
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -38,10 +39,11 @@ def measured(name: str) -> float:
 async def test_an_exhausted_pool_answers_within_its_time(alone: DataSettings, health: Health) -> None:
     settings = msgspec.structs.replace(alone, database_pool_max=1, database_acquire_seconds=0.2)
     async with Database.opened("things", settings, health) as db, db.transaction():
-        before = measured("tenfold_database_pool_exhausted_total")
+        before, began = measured("tenfold_database_pool_exhausted_total"), time.monotonic()
         with pytest.raises(Unavailable, match="no database connection"):
             async with db.transaction():
                 raise AssertionError("there is no second connection")
+        print(f"\npool exhausted: 503 after {time.monotonic() - began:.2f} s with an acquire timeout of 0.2 s")
         assert measured("tenfold_database_pool_exhausted_total") == before + 1
 
 
@@ -77,12 +79,76 @@ async def test_a_thousand_cancelled_requests_give_their_connections_back(alone: 
             cancelled += sum(isinstance(result, asyncio.CancelledError) for result in results)
         await eventually(lambda: _in_flight(db, 0))
         assert await asyncio.gather(*(db.read(things.where) for _ in range(8))) == ["primary"] * 8
-        print(f"\n{cancelled} requests cancelled, {db._primary.in_flight} connections missing")
+        print(f"\n{cancelled} requests cancelled, {db._primary.pool.in_use} connections missing")
         assert cancelled == 1000
 
 
+async def test_a_turn_that_comes_as_its_caller_is_cancelled_goes_to_the_next(
+    alone: DataSettings, health: Health
+) -> None:
+    settings = msgspec.structs.replace(alone, database_pool_max=1)
+    async with Database.opened("things", settings, health) as db:
+        pool = db._primary.pool
+        slot = await pool.acquire()
+        first, second = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire())
+        await asyncio.sleep(0)
+        pool.give_back(slot)
+        first.cancel()
+        assert await second is slot
+        assert first.cancelled()
+        pool.give_back(slot)
+
+
+async def backend(connection: Connection) -> int:
+    return int(await connection.fetchval("SELECT pg_backend_pid()"))
+
+
+@pytest.mark.skipif(PGBOUNCER, reason="its connections are others")
+async def test_replaced_connections_are_closed_before_others_are_opened(alone: DataSettings, health: Health) -> None:
+    settings = msgspec.structs.replace(alone, database_pool_max=1)
+    async with Database.opened("things", settings, health) as db:
+        backends = []
+        for _ in range(20):
+            db._primary.pool.expire()
+            async with db.transaction() as tx:
+                db._primary.pool.expire()  # and while it is in use
+                backends.append(await backend(tx))
+                assert await tx.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = current_user") <= 2
+        assert len(set(backends)) == 20
+
+
+@pytest.mark.skipif(PGBOUNCER, reason="its connections are others")
+async def test_a_connection_that_comes_back_in_a_transaction_is_not_used_again(
+    alone: DataSettings, health: Health
+) -> None:
+    async def leave_open(connection: Connection) -> int:
+        await connection.execute("BEGIN")
+        return await backend(connection)
+
+    settings = msgspec.structs.replace(alone, database_pool_max=1)
+    async with Database.opened("things", settings, health) as db:
+        assert await db.read(leave_open) != await db.read(backend) == await db.read(backend)
+
+
+async def test_what_is_not_used_is_closed(alone: DataSettings, health: Health) -> None:
+    async with Database.opened("things", alone, health) as db:
+        pool = db._primary.pool
+        await asyncio.gather(*(db.read(things.where) for _ in range(4)))
+        before = pool.size
+        pool._close_unused()
+        assert pool.size == before, "all were used since it looked last"
+        await db.read(things.where)
+        pool._close_unused()
+        await eventually(lambda: _open(db, 1))
+        assert await db.read(things.where) == "primary"
+
+
+async def _open(db: Database, number: int) -> bool:
+    return db._primary.pool.size == number
+
+
 async def _in_flight(db: Database, number: int) -> bool:
-    return db._primary.in_flight == number
+    return db._primary.pool.in_use == number
 
 
 @pytest.mark.skipif(PGBOUNCER, reason="it is PgBouncer's to bound the server's connections")

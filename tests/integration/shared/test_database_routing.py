@@ -144,7 +144,7 @@ async def test_reads_are_spread_and_avoid_the_busy_replica(db: Database) -> None
 
     alone = Counter([await db.read(port) for _ in range(40)])
     assert sorted(alone.values()) == [20, 20]
-    hogs = [asyncio.create_task(db._read(db._replicas[0], "any", busy)) for _ in range(3)]
+    hogs = [asyncio.create_task(db._replicas[0].run(busy)) for _ in range(3)]
     await eventually(lambda: _in_flight(db, 3), every=0.002)
     beside = Counter([await db.read(port) for _ in range(40)])
     for hog in hogs:
@@ -154,7 +154,7 @@ async def test_reads_are_spread_and_avoid_the_busy_replica(db: Database) -> None
 
 
 async def _in_flight(db: Database, number: int) -> bool:
-    return db._replicas[0].in_flight == number
+    return db._replicas[0].pool.in_use == number
 
 
 @pytest.mark.parametrize("bounded", [True, False])
