@@ -77,6 +77,11 @@ def is_tracked() -> bool:
     return _current.get() is not None
 
 
+def assume(positions: Positions) -> None:
+    """Heed `positions` from here on, in a task that runs in a context of its own."""
+    _current.set(positions)
+
+
 @contextmanager
 def tracked(token: str | None) -> Iterator[Positions]:
     """Track the positions of one request or event, starting from the `token` it came with."""

@@ -3,6 +3,10 @@
 Under load one or two connections then answer more than a pool of twenty (docs/adr/0014), for most of a short query's
 cost is in the exchange and not in the row.
 
+    async def get_profiles(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Profile]:
+        rows = await fetch_by_key(connection, "SELECT id, name FROM profiles WHERE id", "uuid", ids)
+        return {row["id"]: Profile(**row) for row in rows}
+
     self._profiles = Loader(db, repository.get_profiles)
     profile = await self._profiles.get(account_id)
 """
@@ -10,11 +14,12 @@ cost is in the exchange and not in the row.
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextvars import Context
+from itertools import islice
 from typing import Generic, TypeVar
 
 from shared import consistency
 from shared.consistency import Positions
-from shared.database import Connection, Database
+from shared.database import Connection, Database, Record
 from shared.errors import TenfoldError
 
 K = TypeVar("K", bound=Hashable)
@@ -37,60 +42,84 @@ class Loader(Generic[K, V]):
         self._query = query
         self._asked: dict[K, list[asyncio.Future[V | None]]] = {}
         self._needed = Positions()
-        self._scheduled = False
-        self._running: set[asyncio.Task[None]] = set()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._busy = 0  # workers with a query under way; the others will see what is asked for in this turn
 
     async def get(self, key: K) -> V | None:
         """The row of `key`, or `None`; raises what `Database.read` does.
 
         A caller's deadline or cancellation is its own: the others still get their rows.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[V | None] = loop.create_future()
-        self._asked.setdefault(key, []).append(answer)
+        answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        if (others := self._asked.get(key)) is None:
+            self._asked[key] = [answer]
+        else:
+            others.append(answer)
         if consistency.is_tracked():
             self._needed.merge(consistency.current())
-        if not self._scheduled and len(self._running) < _AT_ONCE:
-            self._scheduled = True
-            loop.call_soon(self._send)
+        self._see_to_it()
         return await answer
 
-    def _send(self) -> None:
-        self._scheduled = False
-        while self._asked and len(self._running) < _AT_ONCE:
-            keys = list(self._asked)[:_LARGEST]
-            batch = {key: self._asked.pop(key) for key in keys}
-            needed = self._needed
-            if not self._asked:
-                self._needed = Positions()
+    def _see_to_it(self) -> None:
+        """Have a worker take what is asked for, unless one is about to, or there are enough."""
+        if self._asked and self._busy == len(self._workers) < _AT_ONCE:
             # Nobody's context: neither the deadline nor the trace of one caller is the others'.
-            task = asyncio.create_task(self._run(batch, needed), context=Context())
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+            worker = asyncio.create_task(self._work(), context=Context())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._running.discard(task)
-        self._send()
+    async def _work(self) -> None:
+        """Ask as long as anybody wants something."""
+        try:
+            while self._asked:
+                needed, batch = self._needed, self._take()
+                self._busy += 1
+                try:
+                    self._see_to_it()
+                    consistency.assume(needed)
+                    await self._run(batch)
+                finally:
+                    self._busy -= 1
+                await asyncio.sleep(0)  # whoever has been answered may ask on
+        finally:
+            self._workers.discard(asyncio.current_task())  # at once, and not in a later turn
 
-    async def _run(self, batch: dict[K, list["asyncio.Future[V | None]"]], needed: Positions) -> None:
-        with consistency.tracked(None) as positions:
-            positions.merge(needed)
-            try:
-                rows = await self._db.read(self._query, list(batch))
-            except BaseException as error:  # noqa: BLE001 - it is the callers'
-                if len(batch) == 1 or isinstance(error, TenfoldError) or not isinstance(error, Exception):
-                    for answers in batch.values():
-                        _refuse(answers, error)
+    def _take(self) -> dict[K, list["asyncio.Future[V | None]"]]:
+        if len(self._asked) > _LARGEST:
+            return {key: self._asked.pop(key) for key in list(islice(self._asked, _LARGEST))}
+        batch, self._asked, self._needed = self._asked, {}, Positions()
+        return batch
+
+    async def _run(self, batch: dict[K, list["asyncio.Future[V | None]"]]) -> None:
+        try:
+            rows = await self._db.read(self._query, list(batch))
+        except BaseException as error:
+            if len(batch) == 1 or isinstance(error, TenfoldError) or not isinstance(error, Exception):
+                for answers in batch.values():
+                    _refuse(answers, error)
+                if isinstance(error, Exception):
                     return
-                # One caller's key that cannot be asked for must not fail the others.
-                for key, answers in batch.items():
-                    await self._run({key: answers}, needed)
-                return
+                raise
+            # One caller's key that cannot be asked for must not fail the others.
+            for key, answers in batch.items():
+                await self._run({key: answers})
+            return
         for key, answers in batch.items():
             row = rows.get(key)
             for answer in answers:
                 if not answer.done():
                     answer.set_result(row)
+
+
+async def fetch_by_key(connection: Connection, select: str, type_: str, keys: Sequence[object]) -> list[Record]:
+    """The rows of some keys. `select` ends where the condition on the key begins ("... WHERE id"), `type_` is its type.
+
+    A single key is asked for by itself: the server would plan a short list anew each time, which takes it longer than
+    to read the row.
+    """
+    if len(keys) == 1:
+        return await connection.fetch(f"{select} = $1", keys[0])
+    return await connection.fetch(f"{select} = ANY ($1::{type_}[])", keys)
 
 
 def _refuse(answers: Sequence["asyncio.Future[V | None]"], error: BaseException) -> None:

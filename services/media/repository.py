@@ -10,6 +10,7 @@ import msgspec
 from services.media.models import Image, Processed, Shown, Status, Upload, Usage, Variant, Visibility
 from shared.database import Connection, Record
 from shared.errors import TenfoldError
+from shared.loader import fetch_by_key
 
 CONSTRAINTS: Mapping[str, type[TenfoldError]] = {}
 
@@ -22,7 +23,7 @@ _CHANGED = "version = version + 1, updated_at = now()"
 
 
 async def get_media(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Image]:
-    rows = await connection.fetch(f"SELECT {_MEDIA} FROM media WHERE id = ANY ($1::uuid[])", ids)
+    rows = await fetch_by_key(connection, f"SELECT {_MEDIA} FROM media WHERE id", "uuid", ids)
     return {row["id"]: _image(row) for row in rows}
 
 

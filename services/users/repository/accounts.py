@@ -9,6 +9,7 @@ from services.users.errors import AddressTaken
 from services.users.models import Account, Profile
 from shared.database import Connection, Record
 from shared.errors import TenfoldError
+from shared.loader import fetch_by_key
 
 CONSTRAINTS: Mapping[str, type[TenfoldError]] = {"accounts_email_key": AddressTaken}
 
@@ -35,7 +36,7 @@ async def get_account(connection: Connection, account_id: UUID) -> Account | Non
 
 
 async def get_accounts(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Account]:
-    rows = await connection.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE id = ANY ($1::uuid[])", ids)
+    rows = await fetch_by_key(connection, f"SELECT {_ACCOUNT} FROM accounts WHERE id", "uuid", ids)
     return {row["id"]: _account(row) for row in rows}
 
 
@@ -45,8 +46,8 @@ async def get_account_for_update(connection: Connection, account_id: UUID) -> Ac
 
 
 async def get_profiles(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Profile]:
-    rows = await connection.fetch(
-        "SELECT id, display_name, bio, created_at, version FROM accounts WHERE id = ANY ($1::uuid[])", ids
+    rows = await fetch_by_key(
+        connection, "SELECT id, display_name, bio, created_at, version FROM accounts WHERE id", "uuid", ids
     )
     return {row["id"]: Profile(**row) for row in rows}
 
