@@ -9,6 +9,14 @@ One look-up a key and process, however many wait for it; hot entries are loaded 
 of their readers (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB
 2015); times are jittered; what does not exist is remembered shortly; an entry past its time is kept for a while, for
 when the load fails. Without Redis every read is a load.
+
+A write notes in its own transaction what it will invalidate, and `keep_healing` does it once more from the notes
+(docs/adr/0030), so that an invalidation that was lost is made up for in seconds:
+
+    async with db.transaction() as tx:
+        ...
+        await cache.note(tx, key, version)
+    await cache.invalidate(key, version)
 """
 
 import asyncio
@@ -21,11 +29,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, NamedTuple, TypeVar
 
+import asyncpg
 import msgspec
 
 from shared import consistency, metrics
 from shared.consistency import Position
-from shared.errors import Unavailable
+from shared.database import Connection, Database, Transaction
+from shared.errors import TenfoldError, Unavailable
 from shared.logs import get_logger
 from shared.redis import Redis, RedisAway
 
@@ -36,7 +46,10 @@ log = get_logger()
 
 _ABSENT_SECONDS = 5.0
 _KEPT_SECONDS = 300.0  # past its time; must outlast any replica's lag and any load
+_LONGEST_JITTER = 1.1
 _EAGERNESS = 1.0  # XFetch's beta
+_HEAL_SECONDS = 1.0
+_HEAL_BATCH = 500
 _LOADS = 3  # at most, when the key is written again and again meanwhile
 
 LOOKUPS = metrics.Counter("tenfold_cache_lookups_total", "Lookups by outcome", ("cache", "outcome"))
@@ -154,11 +167,23 @@ class Cache(Generic[T]):
         self._count("hit")
         return self._decoded(found).value
 
+    async def note(self, tx: Transaction, key: str, version: int) -> None:
+        """Note what `invalidate` is going to be told, in the transaction that makes `version`: if the process dies or
+        Redis is away after the commit, `keep_healing` makes up for it."""
+        if self._redis is not None:
+            # A fill from before the write can come late, and lives as long as any.
+            lives = self._ttl * _LONGEST_JITTER + 2 * _KEPT_SECONDS
+            await tx.execute(
+                "INSERT INTO cache_notes (entry, version, moot_at) VALUES ($1, $2, now() + make_interval(secs => $3))",
+                entry_name(self._name, key),
+                version,
+                lives,
+            )
+
     async def invalidate(self, key: str, version: int) -> None:
         """Call after the commit that made `version`: nobody is shown what is older from now on.
 
-        Calling it again, in any order and as often as wanted, does no harm; so the service's own event should do so
-        too, which makes up for a process that died, or a Redis that was away, right after the commit.
+        Calling it again, in any order and as often as wanted, does no harm.
         """
         if self._redis is None:
             return
@@ -170,9 +195,8 @@ class Cache(Generic[T]):
             positions = consistency.current()
             token = positions.token()
             positions.advance(_mark(entry), Position(0, version))
-        tombstone = f"T {version}\n{token}"
         try:
-            await self._redis.call("EVAL", _BURY, 1, entry, version, tombstone, int(_KEPT_SECONDS * 1000))
+            await _bury(self._redis, entry, version, token)
         except RedisAway:
             metrics.child(FILLS, self._name, "tombstone_lost").inc()
 
@@ -239,7 +263,7 @@ class Cache(Generic[T]):
             ttl, gone_at = min(_ABSENT_SECONDS, self._ttl), now
             if known is not None and known.token:
                 version = known.version  # it was loaded past that write, so the write has deleted it
-        lives = ttl * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        lives = ttl * random.uniform(0.9, _LONGEST_JITTER)  # noqa: S311 - jitter
         head = f"V {version} {now + int(lives * 1000)} {cost:.6f}\n".encode()
         kept = int((lives + (_KEPT_SECONDS if version else 0)) * 1000)
         data = head + self._encoder.encode(loaded.value)
@@ -266,6 +290,48 @@ class Cache(Generic[T]):
     def _decoded(self, entry: _Entry) -> Versioned[T]:
         assert entry.body is not None
         return Versioned(entry.version, self._decoder.decode(entry.body))
+
+
+async def keep_healing(db: Database, redis: Redis) -> None:
+    """Invalidate once more what was noted, until Redis has it; for ever, in every API process of a service."""
+    while True:
+        await asyncio.sleep(_HEAL_SECONDS * random.uniform(0.5, 1))  # noqa: S311 - spreading load
+        try:
+            while await heal(db, redis) == _HEAL_BATCH:
+                pass
+        except (TenfoldError, asyncpg.PostgresError) as error:
+            log.warning("cache_not_healed", error=str(error))
+
+
+async def heal(db: Database, redis: Redis) -> int:
+    """One round of `keep_healing`: the oldest notes; returns how many are done with."""
+    if not await db.read(_has_notes):
+        return 0
+    with consistency.tracked(None) as positions:
+        async with db.transaction() as tx:
+            notes = await tx.fetch(
+                "SELECT id, entry, version, moot_at < now() AS moot FROM cache_notes ORDER BY id LIMIT $1", _HEAL_BATCH
+            )
+        # Not older than the writes: loads past the tombstones go where those are visible.
+        token = positions.token()
+    buried = await asyncio.gather(
+        *(_bury(redis, note["entry"], note["version"], token) for note in notes), return_exceptions=True
+    )
+    # Another instance may do the same at the same time, which does no harm.
+    done = [note["id"] for note, failure in zip(notes, buried, strict=True) if note["moot"] or failure is None]
+    async with db.transaction() as tx:
+        await tx.execute("DELETE FROM cache_notes WHERE id = ANY ($1)", done)
+    return len(done)
+
+
+async def _has_notes(connection: Connection) -> bool:
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM cache_notes)"))
+
+
+async def _bury(redis: Redis, entry: str, version: int, token: str) -> None:
+    """Leave a tombstone. Raises `RedisAway`."""
+    tombstone = f"T {version}\n{token}"
+    await redis.call("EVAL", _BURY, 1, entry, version, tombstone, int(_KEPT_SECONDS * 1000))
 
 
 def _parse(raw: bytes | None) -> _Entry | None:

@@ -23,7 +23,7 @@ from services.users.settings import Settings
 from services.users.throttle import Throttle
 from shared import application, openapi
 from shared.auth import TokenVerifier
-from shared.cache import Cache
+from shared.cache import Cache, keep_healing
 from shared.clock import SystemClock
 from shared.database import Database
 from shared.housekeeping import keep_tidy
@@ -39,6 +39,8 @@ async def api(process: Process, settings: Settings) -> web.Application:
     await process.background("users-housekeeping", partial(keep_tidy, db))
     await process.background("users-tidying", partial(tidying.keep_tidy, db))
     redis = await process.redis(settings.redis_url)
+    if redis is not None:
+        await process.background("users-cache", partial(keep_healing, db, redis))
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, await process.bus(settings))))
     passwords = await process.enter(Passwords.opened(settings))
     keys = await process.enter(SigningKeys.opened(db, settings, clock))

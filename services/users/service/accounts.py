@@ -86,6 +86,7 @@ class Accounts:
             if not given:
                 return account
             account = await repository.update_account(tx, msgspec.structs.replace(account, **given))
+            await self._profiles.note(tx, str(account_id), account.version)
             await self._outbox.add(tx, updated(account))
         # Shielded: a caller that goes away must not leave what it has changed in the cache.
         await asyncio.shield(self._profiles.invalidate(str(account_id), account.version))
@@ -97,6 +98,7 @@ class Accounts:
             await forgetting.forget(tx, account_id)
             account = await locked(tx, account_id, expected_version)
             await repository.delete_account(tx, account)
+            await self._profiles.note(tx, str(account_id), account.version + 1)
             await self._outbox.add(tx, UserDeleted(user_id=account_id))
         await asyncio.shield(self._profiles.invalidate(str(account_id), account.version + 1))
         await self._throttle.reset(account.email)

@@ -56,6 +56,7 @@ class Administration:
             if (role, disabled) == (before.role, before.disabled):
                 return before
             account = await repository.update_account(tx, msgspec.structs.replace(before, role=role, disabled=disabled))
+            await self._profiles.note(tx, str(account_id), account.version)
             if role is not before.role:
                 await note(tx, account_id, Happening.ROLE_CHANGED)
             if disabled and not before.disabled:
@@ -98,6 +99,7 @@ class Administration:
             return account
         await note(tx, account.id, Happening.ROLE_CHANGED)
         promoted = await repository.update_account(tx, promoted)
+        await self._profiles.note(tx, str(account.id), promoted.version)
         await self._outbox.add(tx, updated(promoted))
         return promoted
 

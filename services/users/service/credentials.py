@@ -154,6 +154,7 @@ class Credentials:
         if account.email_verified:
             return account
         account = await accounts.update_account(tx, msgspec.structs.replace(account, email_verified=True))
+        await self._profiles.note(tx, str(account.id), account.version)
         await note(tx, account.id, Happening.EMAIL_VERIFIED, client)
         await self._outbox.add(tx, updated(account))
         return account

@@ -9,6 +9,7 @@ from services.users.app import SERVICE
 from services.users.keys import SigningKeys, UnreadableKeys
 from services.users.settings import Settings
 from shared.auth import TokenVerifier, parse_jwks
+from shared.cache import Cache
 from shared.clock import SystemClock
 from shared.database import Database
 from shared.errors import Unauthenticated, Unavailable
@@ -185,6 +186,29 @@ async def test_a_profile_shows_no_private_field_and_every_change_at_once(api: Ap
         assert profile.body["bio"] == f"bio {n}"
     assert (await api.get("/api/v1/users/00000000-0000-7000-8000-000000000000")).status == 404
     assert (await api.get("/api/v1/users/not-an-id")).status == 404
+
+
+async def test_a_change_is_seen_by_others_though_its_invalidation_was_lost(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Cache, "invalidate", lost)
+    made = (await register(api)).body
+    access = (await log_in(api)).body["access_token"]
+    other = Api(api.base, api.http)  # without the writer's token
+
+    async def bio() -> str:
+        return str((await other.get(f"/api/v1/users/{made['id']}")).body["bio"])
+
+    assert await bio() == ""
+    await api.call("PATCH", "/api/v1/users/me", {"bio": "new"}, token=access)
+
+    async def healed() -> bool:
+        return await bio() == "new"
+
+    await eventually(healed, every=0.05)
 
 
 async def test_the_same_registration_sent_again_gets_the_same_answer(api: Api) -> None:
