@@ -11,7 +11,7 @@ of their readers (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilis
 when the load fails. Without Redis every read is a load.
 
 A write notes in its own transaction what it will invalidate, and `keep_healing` does it once more from the notes
-(docs/adr/0030), so that an invalidation that was lost is made up for in seconds:
+(docs/adr/0034), so that an invalidation that was lost is made up for in seconds:
 
     async with db.transaction() as tx:
         ...

@@ -1,6 +1,6 @@
 """A bounded pool of connections that costs a call nothing while one is free: no task, no proxy, no timer.
 
-The driver's own pool takes longer than a short query (docs/adr/0029). Nothing is reset between two users, for no
+The driver's own pool takes longer than a short query (docs/adr/0033). Nothing is reset between two users, for no
 session state is used; who gives a connection back says that it is at rest, or has it set right first (`server.py`).
 """
 
