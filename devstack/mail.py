@@ -3,6 +3,7 @@
     GET /messages[?to=address]   the messages, oldest first: [{id, to, from, subject, headers, text, html}]
     GET /messages/{id}           one
     DELETE /messages             forget them
+    GET /recipients              {address: how many of the messages went to it}
     GET /stats                   {"received": all since the start, "kept": those in memory, "refused", "dropped"}
     PUT /faults                  {"reply": "451 try later", "times": 3, "to": "a@b.c", "drop_after_data": 2}
     GET /                        a page for people
@@ -24,10 +25,11 @@ import html
 import itertools
 import signal
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
+from functools import cached_property
 from typing import Any, cast
 
 from aiohttp import web
@@ -42,13 +44,32 @@ MAX_MESSAGE_BYTES = 10 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Message:
+    """As it came; read when somebody looks, for a sink is to be faster than what is measured on it."""
+
     id: str
     recipients: list[str]
     sender: str
-    subject: str
-    headers: dict[str, str]
-    text: str | None
-    html: str | None
+    content: bytes
+
+    @cached_property
+    def _parsed(self) -> EmailMessage:
+        return email.message_from_bytes(self.content, _class=EmailMessage, policy=email.policy.default)
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        return {name: _header(self._parsed, name) for name in self._parsed}
+
+    @property
+    def subject(self) -> str:
+        return self.headers.get("Subject") or self.headers.get("subject", "")
+
+    @cached_property
+    def text(self) -> str | None:
+        return _body(self._parsed, "plain")
+
+    @cached_property
+    def html(self) -> str | None:
+        return _body(self._parsed, "html")
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -102,23 +123,14 @@ class Mailbox:
             self.refused += 1
             return refusal
         self.received += 1
-        self.messages.append(_parse(f"{next(self._ids):010d}", envelope))
+        content = envelope.content if isinstance(envelope.content, bytes) else str(envelope.content or "").encode()
+        number = f"{next(self._ids):010d}"
+        self.messages.append(Message(number, list(envelope.rcpt_tos), envelope.mail_from or "", content))
         if self.faults.drop_after_data > 0:
             self.faults.drop_after_data -= 1
             self.dropped += 1
             cast("asyncio.Transport", server.transport).abort()
         return "250 OK"
-
-
-def _parse(number: str, envelope: Envelope) -> Message:
-    content = envelope.content if isinstance(envelope.content, bytes) else str(envelope.content or "").encode()
-    parsed = email.message_from_bytes(content, _class=EmailMessage, policy=email.policy.default)
-    headers = {name: _header(parsed, name) for name in parsed}
-    return Message(
-        id=number, recipients=list(envelope.rcpt_tos), sender=envelope.mail_from or "",
-        subject=headers.get("Subject") or headers.get("subject", ""), headers=headers,
-        text=_body(parsed, "plain"), html=_body(parsed, "html"),
-    )  # fmt: skip
 
 
 def _header(parsed: EmailMessage, name: str) -> str:
@@ -158,6 +170,10 @@ async def _get(request: web.Request) -> web.Response:
 async def _clear(request: web.Request) -> web.Response:
     request.app[_mailbox].messages.clear()
     return web.Response(status=204)
+
+
+async def _recipients(request: web.Request) -> web.Response:
+    return web.json_response(Counter(address for m in request.app[_mailbox].messages for address in m.recipients))
 
 
 async def _stats(request: web.Request) -> web.Response:
@@ -208,6 +224,7 @@ def application(box: Mailbox) -> web.Application:
             web.get("/messages", _list),
             web.get("/messages/{id}", _get),
             web.delete("/messages", _clear),
+            web.get("/recipients", _recipients),
             web.get("/stats", _stats),
             web.put("/faults", _put_faults),
         ]

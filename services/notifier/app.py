@@ -1,14 +1,14 @@
 """The composition root of notifier: builds every object once; the only place that knows all."""
 
-import asyncio
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
-from services.notifier import repository, wakes
+from services.notifier import clean_up, wakes
 from services.notifier.campaigns import Campaigns, Preparation
-from services.notifier.channels.email import Composer, Smtp
+from services.notifier.channels.email import Composer
+from services.notifier.channels.smtp import Smtp
 from services.notifier.channels.webhook import WebhookClient
 from services.notifier.consumers import consumers
 from services.notifier.handlers import Handlers
@@ -25,18 +25,12 @@ from shared.auth import JwksClient, TokenVerifier
 from shared.clock import SystemClock
 from shared.consumer import Consumer
 from shared.database import Database
-from shared.errors import TenfoldError
 from shared.housekeeping import keep_tidy
 from shared.limits import RateLimiter
-from shared.logs import get_logger
 from shared.outbox import Outbox, Relay
 from shared.runner import Process, Service
 
-log = get_logger()
-
 NAME = "notifier"
-_CLEAN_UP_SECONDS = 60.0
-_CLEAN_UP_BATCH = 10_000
 
 
 async def api(process: Process, settings: Settings) -> web.Application:
@@ -73,9 +67,16 @@ async def worker(process: Process, settings: Settings) -> None:
     clock = SystemClock()
     texts = Texts(settings.public_url)
     composer = Composer(settings.mail_from, clock)
-    smtp = Smtp(settings.smtp_url, settings.smtp_command_seconds, settings.smtp_data_seconds)
+    smtp = Smtp(
+        settings.smtp_url,
+        settings.smtp_command_seconds,
+        settings.smtp_data_seconds,
+        settings.smtp_messages_per_connection,
+        settings.smtp_idle_seconds,
+    )
     outbox = Outbox(NAME, await process.enter(Relay.opened(NAME, db, bus)))
     redis = await process.redis(settings.redis_url)
+    await process.enter(smtp.opened())
     sender = Sender(db, smtp, composer, texts, RateLimiter(redis), settings)
     await process.enter(sender.running())
     announcements = await process.enter(Wakes.opened(process.one(Hub), redis))
@@ -84,24 +85,11 @@ async def worker(process: Process, settings: Settings) -> None:
     notifier = Notifier(texts, announcements, sender.wake, composer.domain, outgoing.add)
     dispatcher = Dispatcher(db, client, outgoing, settings, clock, notifier.tell_webhook_disabled)
     await process.enter(dispatcher.running())
-    await process.background("notifier-clean-up", partial(_clean_up, db, settings.stream_kept_seconds))
+    await process.background("notifier-clean-up", partial(clean_up.keep_cleaning, db, settings))
     consumer = Consumer(
         NAME, consumers(notifier, Preparation(outbox, composer.domain)), db, settings.event_retry_delays_seconds
     )
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
-
-
-async def _clean_up(db: Database, kept_seconds: float) -> None:
-    """Delete stream entries that are older than that, a batch at a time, for ever."""
-    while True:
-        deleted = 0
-        try:
-            async with db.transaction() as tx:
-                deleted = await repository.delete_old_stream_entries(tx, kept_seconds, _CLEAN_UP_BATCH)
-        except TenfoldError as error:
-            log.warning("stream_entries_not_deleted", error=str(error))
-        if deleted < _CLEAN_UP_BATCH:
-            await asyncio.sleep(_CLEAN_UP_SECONDS)
 
 
 SERVICE = Service(NAME, Settings, api, worker=worker, migrations=Path(__file__).parent / "migrations")

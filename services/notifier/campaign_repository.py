@@ -1,36 +1,45 @@
 """The SQL of campaigns and of who must not be written to, a function a question."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
-from services.notifier.models import Audience, Campaign
+from services.notifier.models import Audience, Campaign, NewCampaign, SendWindow
 from shared.database import Connection, Record
 
-_CAMPAIGN = "id, name, subject, text, html, audience, send_at, state, prepared, created_at"
+_CAMPAIGN = (
+    "id, name, subject, text, html, audience, window_from, window_until, time_zone, send_at, state, prepared,"
+    " created_at, counts"
+)
 _NOBODY = UUID(int=0)
 
 
-async def insert_campaign(
-    connection: Connection, campaign: Campaign, created_by: UUID, send_at: datetime | None
-) -> Campaign:
+async def insert_campaign(connection: Connection, campaign_id: UUID, new: NewCampaign, created_by: UUID) -> Campaign:
     row = await connection.fetchrow(
-        "INSERT INTO campaigns (id, name, subject, text, html, audience, send_at, created_by)"
-        " VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, coalesce($7, now()), $8)"
+        "INSERT INTO campaigns (id, name, subject, text, html, audience, window_from, window_until, time_zone,"
+        " send_at, created_by)"
+        " VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9, coalesce($10, now()), $11)"
         f" RETURNING {_CAMPAIGN}",
-        campaign.id,
-        campaign.name,
-        campaign.subject,
-        campaign.text,
-        campaign.html,
-        msgspec.json.encode(campaign.audience).decode(),
-        send_at,
+        campaign_id,
+        new.name,
+        new.subject,
+        new.text,
+        new.html,
+        msgspec.json.encode(new.audience).decode(),
+        new.window and new.window.start,
+        new.window and new.window.until,
+        new.window and new.window.time_zone,
+        new.send_at,
         created_by,
     )
     assert row is not None
     return _campaign(row)
+
+
+async def is_time_zone(connection: Connection, name: str) -> bool:
+    """Whether the database, which tells the time, knows it."""
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_timezone_names WHERE name = $1)", name))
 
 
 async def get_campaign(connection: Connection, campaign_id: UUID) -> Campaign | None:
@@ -50,17 +59,12 @@ async def list_campaigns(connection: Connection, before: UUID, limit: int) -> Se
     return [_campaign(row) for row in rows]
 
 
-async def count_emails(connection: Connection, campaign_ids: Sequence[UUID]) -> Mapping[UUID, Mapping[str, int]]:
-    """How many emails of each campaign are in each state."""
+async def count_emails(connection: Connection, campaign_id: UUID) -> Mapping[str, int]:
+    """How many emails of the campaign are in each state."""
     rows = await connection.fetch(
-        "SELECT campaign_id, state, count(*) AS number FROM emails WHERE campaign_id = ANY ($1::uuid[])"
-        " GROUP BY campaign_id, state",
-        list(campaign_ids),
+        "SELECT state, count(*) AS number FROM emails WHERE campaign_id = $1 GROUP BY state", campaign_id
     )
-    counts: dict[UUID, dict[str, int]] = {}
-    for row in rows:
-        counts.setdefault(row["campaign_id"], {})[row["state"]] = row["number"]
-    return counts
+    return {row["state"]: row["number"] for row in rows}
 
 
 async def set_state(connection: Connection, campaign_id: UUID, state: str) -> None:
@@ -88,19 +92,42 @@ async def list_audience(connection: Connection, campaign: Campaign, after: UUID 
 
 
 async def queue_emails(
-    connection: Connection, campaign_id: UUID, category: str, rows: Sequence[tuple[UUID, UUID, str]]
+    connection: Connection, campaign_id: UUID, category: str, emails: Sequence[tuple[UUID, UUID]], domain: str
 ) -> None:
-    """`rows`: email id, recipient, message id. A recipient who has an email of this campaign gets no other."""
-    await connection.executemany(
+    """`emails`: their ids and recipients. A recipient who has an email of this campaign gets no other."""
+    await connection.execute(
         "INSERT INTO emails (id, event_id, user_id, category, context, message_id, campaign_id)"
-        " VALUES ($1, $1, $2, $3, '{}', $4, $5) ON CONFLICT DO NOTHING",
-        [(email_id, user_id, category, message_id, campaign_id) for email_id, user_id, message_id in rows],
+        " SELECT id, id, user_id, $3, '{}', '<' || id || '@' || $4 || '>', $5"
+        " FROM unnest($1::uuid[], $2::uuid[]) AS made (id, user_id) ON CONFLICT DO NOTHING",
+        [email_id for email_id, _ in emails],
+        [user_id for _, user_id in emails],
+        category,
+        domain,
+        campaign_id,
     )
 
 
-async def suppress_address(connection: Connection, address: str, reason: str) -> None:
+async def finish_campaigns(connection: Connection, limit: int) -> int:
+    """Close the books of campaigns of which nothing is left to send; returns how many, at most `limit`."""
+    status = await connection.execute(
+        "WITH over AS (SELECT id FROM campaigns c WHERE finished_at IS NULL AND (prepared OR state = 'cancelled')"
+        "   AND NOT EXISTS (SELECT FROM emails e WHERE e.campaign_id = c.id AND (e.state IN ('claimed', 'sending')"
+        "     OR (e.state = 'queued' AND c.state <> 'cancelled'))) LIMIT $1 FOR UPDATE SKIP LOCKED)"
+        " UPDATE campaigns c SET finished_at = now(), counts = (SELECT coalesce(jsonb_object_agg(state, number), '{}')"
+        "   FROM (SELECT state, count(*) AS number FROM emails WHERE campaign_id = c.id GROUP BY state) AS counted)"
+        "  FROM over WHERE c.id = over.id",
+        limit,
+    )
+    return int(status.split()[-1])
+
+
+async def forget_user(connection: Connection, user_id: UUID) -> None:
+    """Nobody can tell from campaigns that there was such a user: neither as author nor as one of those named."""
+    await connection.execute("UPDATE campaigns SET created_by = NULL WHERE created_by = $1", user_id)
     await connection.execute(
-        "INSERT INTO suppressions (address, reason) VALUES ($1, $2) ON CONFLICT DO NOTHING", address, reason
+        "UPDATE campaigns SET audience = jsonb_set(audience, '{user_ids}', (audience -> 'user_ids') - $1)"
+        " WHERE audience -> 'user_ids' ? $1",
+        str(user_id),
     )
 
 
@@ -111,4 +138,13 @@ async def get_user_of_token(connection: Connection, token: UUID) -> UUID | None:
 
 
 def _campaign(row: Record) -> Campaign:
-    return Campaign(**{**row, "audience": msgspec.json.decode(row["audience"], type=Audience)})
+    found = dict(row)
+    start, until, time_zone = (found.pop(name) for name in ("window_from", "window_until", "time_zone"))
+    return Campaign(
+        **found
+        | {
+            "audience": msgspec.json.decode(row["audience"], type=Audience),
+            "window": SendWindow(start, until, time_zone) if start is not None else None,
+            "counts": row["counts"] and msgspec.json.decode(row["counts"]),
+        }
+    )

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from services.notifier import campaign_repository as repository
-from services.notifier.errors import CampaignEnded
+from services.notifier.errors import CampaignEnded, UnknownTimeZone
 from services.notifier.events import CampaignChunkQueued, CampaignCreated
-from services.notifier.models import Campaign, CampaignState, Category, Progress
+from services.notifier.models import Campaign, CampaignState, Category, NewCampaign, Progress
 from services.notifier.repository import add_refused_email
-from services.notifier.schemas import NewCampaign
+from shared import forgetting
 from shared.clock import Clock
 from shared.consumer import Delivery
 from shared.database import Connection, Database
-from shared.errors import NotFound
+from shared.errors import NotFound, Unauthenticated
 from shared.idempotency import Once
 from shared.ids import new_id
 from shared.outbox import Outbox
@@ -36,31 +36,35 @@ class Campaigns:
         self._clock = clock
 
     async def create(self, by: UUID, new: NewCampaign, once: Once) -> Progress:
-        campaign = Campaign.drafted(new_id(), new.name, new.subject, new.text, new.html, new.audience.model())
+        """Raises `UnknownTimeZone`."""
         async with self._db.transaction() as tx:
-            if (earlier := await once.find(tx, Campaign)) is not None:
-                campaign = earlier
+            if await forgetting.is_forgotten(tx, by):
+                raise Unauthenticated("the account is gone")
+            # Only the id is kept: the audience may name users, who may be forgotten.
+            if (earlier := await once.find(tx, UUID)) is not None:
+                campaign = await repository.get_campaign(tx, earlier)
+                assert campaign is not None  # campaigns stay
             else:
-                campaign = await repository.insert_campaign(tx, campaign, by, new.send_at)
+                if new.window is not None and not await repository.is_time_zone(tx, new.window.time_zone):
+                    raise UnknownTimeZone
+                campaign = await repository.insert_campaign(tx, new_id(), new, by)
                 await self._outbox.add(tx, CampaignCreated(campaign_id=campaign.id))
-                await once.keep(tx, campaign)
-        return self._progress(campaign, {})
+                await once.keep(tx, campaign.id)
+        return self._progress(campaign.as_made(), {})
 
     async def get(self, campaign_id: UUID) -> Progress:
         async def ask(connection: Connection) -> Progress:
             campaign = await repository.get_campaign(connection, campaign_id)
             if campaign is None:
                 raise NotFound
-            counts = await repository.count_emails(connection, [campaign_id])
-            return self._progress(campaign, counts.get(campaign_id, {}))
+            return self._progress(campaign, await self._count(connection, campaign))
 
         return await self._db.read(ask)
 
     async def list(self, query: PageQuery) -> Sequence[Progress]:
         async def ask(connection: Connection) -> Sequence[Progress]:
             campaigns = await repository.list_campaigns(connection, query.before(), query.limit + 1)
-            counts = await repository.count_emails(connection, [campaign.id for campaign in campaigns])
-            return [self._progress(campaign, counts.get(campaign.id, {})) for campaign in campaigns]
+            return [self._progress(campaign, await self._count(connection, campaign)) for campaign in campaigns]
 
         return await self._db.read(ask)
 
@@ -79,7 +83,7 @@ class Campaigns:
             campaign = await repository.get_campaign_for_update(tx, campaign_id)
             if campaign is None:
                 raise NotFound
-            counts = (await repository.count_emails(tx, [campaign_id])).get(campaign_id, {})
+            counts = await self._count(tx, campaign)
             now = self._progress(campaign, counts)
             if now.state in (CampaignState.CANCELLED, CampaignState.DONE) and now.state != state:
                 raise CampaignEnded
@@ -100,6 +104,11 @@ class Campaigns:
         """Raises `NotFound` unless an unsubscribe link carries this token."""
         if await self._db.read(repository.get_user_of_token, token) is None:
             raise NotFound
+
+    @staticmethod
+    async def _count(connection: Connection, campaign: Campaign) -> Mapping[str, int]:
+        """Its emails by state; nothing where the books are closed."""
+        return await repository.count_emails(connection, campaign.id) if campaign.counts is None else {}
 
     def _progress(self, campaign: Campaign, counts: Mapping[str, int]) -> Progress:
         return Progress.of(campaign, counts, self._clock.now())
@@ -127,8 +136,7 @@ class Preparation:
                 return
             users = await repository.list_audience(tx, campaign, after, CHUNK)
             emails = [(new_id(), user_id) for user_id in users]
-            rows = [(email_id, user_id, f"<{email_id}@{self._message_domain}>") for email_id, user_id in emails]
-            await repository.queue_emails(tx, campaign_id, Category.CAMPAIGN, rows)
+            await repository.queue_emails(tx, campaign_id, Category.CAMPAIGN, emails, self._message_domain)
             if len(users) == CHUNK:
                 await self._outbox.add(tx, CampaignChunkQueued(campaign_id=campaign_id, last_user_id=users[-1]))
             else:

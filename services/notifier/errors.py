@@ -31,3 +31,8 @@ class CampaignEnded(Conflict):
 class UnknownCategory(InvalidInput):
     def __init__(self, names: list[str]) -> None:
         super().__init__([FieldError(f"/email/{name}", "is not a category of email") for name in names])
+
+
+class UnknownTimeZone(InvalidInput):
+    def __init__(self) -> None:
+        super().__init__([FieldError("/window/time_zone", "is not the name of a time zone, such as Europe/Berlin")])

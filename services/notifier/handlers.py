@@ -94,7 +94,7 @@ class Handlers:
 
     async def create_campaign(self, call: Call, body: schemas.NewCampaign) -> Reply[schemas.Campaign]:
         """Send one text to many users"""
-        campaign = await self._campaigns.create(call.user_id, body, call.once())
+        campaign = await self._campaigns.create(call.user_id, body.model(), call.once())
         location = {"Location": f"/api/v1/campaigns/{campaign.campaign.id}"}
         return Reply(schemas.Campaign.of(campaign), headers=location)
 

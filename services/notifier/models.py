@@ -16,7 +16,7 @@ lost only where nobody can know whether it was sent. Exactly once does not exist
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, time
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -40,6 +40,10 @@ class Category(StrEnum):
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a name
     VERIFY_EMAIL = "verify_email"
     RESET_PASSWORD = "reset_password"  # noqa: S105 - a name
+
+
+# What somebody asked for, or must not miss, is no matter of preference.
+OPTIONAL = frozenset(Category) - {Category.VERIFY_EMAIL, Category.RESET_PASSWORD, Category.PASSWORD_CHANGED}
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -80,10 +84,14 @@ class EmailState(StrEnum):
 
 
 class Email(msgspec.Struct, frozen=True):
-    """An email in the hands of a sender, who is named by `claim`. `attempts` counts the one in hand."""
+    """An email in the hands of a sender, who is named by `claim`. `attempts` counts the one in hand.
+
+    A `suppressed` one is not to be sent, which is noted already.
+    """
 
     id: UUID
     claim: UUID
+    user_id: UUID
     category: str
     context: dict[str, Any]
     message_id: str
@@ -94,6 +102,20 @@ class Email(msgspec.Struct, frozen=True):
     unsubscribe_token: UUID
     campaign_id: UUID | None
     suppressed: bool
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """An attempt and what follows: the email's state, and how long to wait before the next attempt if it is `QUEUED`.
+
+    `counted` is false where nothing was attempted; `bounced` says that the address takes no email.
+    """
+
+    email: Email
+    state: EmailState
+    delay_seconds: float = 0
+    error: str | None = None
+    counted: bool = True
+    bounced: bool = False
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -111,7 +133,6 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # for good: it is this message or this address
     POSTPONED = "postponed"  # the server will not take it now, or there is no server
     AMBIGUOUS = "ambiguous"
-    SUPPRESSED = "suppressed"
 
 
 class WebhookEvent(StrEnum):
@@ -166,6 +187,26 @@ class Audience(msgspec.Struct, frozen=True, omit_defaults=True):
     locale: str | None = None
 
 
+class SendWindow(msgspec.Struct, frozen=True):
+    """The times of the day at which a campaign is sent. One that begins after it ends passes midnight."""
+
+    start: time
+    until: time
+    time_zone: str
+
+
+class NewCampaign(msgspec.Struct, frozen=True):
+    """What an administrator wants sent: at once, or from `send_at` on."""
+
+    name: str
+    subject: str
+    text: str
+    html: str | None
+    audience: Audience
+    window: SendWindow | None = None
+    send_at: datetime | None = None
+
+
 class CampaignState(StrEnum):
     SCHEDULED = "scheduled"
     RUNNING = "running"
@@ -175,7 +216,8 @@ class CampaignState(StrEnum):
 
 
 class Campaign(msgspec.Struct, frozen=True):
-    """`state` is what was ordered: running, paused or cancelled; what it comes to is told by `Progress`."""
+    """`state` is what was ordered: running, paused or cancelled; what it comes to is told by `Progress`. `counts` are
+    those of its emails by state, once nothing of it is left to send."""
 
     id: UUID
     name: str
@@ -183,16 +225,16 @@ class Campaign(msgspec.Struct, frozen=True):
     text: str
     html: str | None
     audience: Audience
-    send_at: datetime | None
+    window: SendWindow | None
+    send_at: datetime
     state: str
     prepared: bool
-    created_at: datetime | None
+    created_at: datetime
+    counts: dict[str, int] | None
 
-    @classmethod
-    def drafted(
-        cls, campaign_id: UUID, name: str, subject: str, text: str, html: str | None, audience: Audience
-    ) -> "Campaign":
-        return cls(campaign_id, name, subject, text, html, audience, None, CampaignState.RUNNING, False, None)
+    def as_made(self) -> "Campaign":
+        """What it was when it was made, whatever was ordered since."""
+        return msgspec.structs.replace(self, state=CampaignState.RUNNING, prepared=False, counts=None)
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -208,12 +250,14 @@ class Progress(msgspec.Struct, frozen=True):
     ambiguous: int
 
     @classmethod
-    def of(cls, campaign: Campaign, counts: Mapping[str, int], now: datetime) -> "Progress":
+    def of(cls, campaign: Campaign, counted: Mapping[str, int], now: datetime) -> "Progress":
+        """`counted`: its emails by state; not needed where the campaign has its counts."""
+        counts = counted if campaign.counts is None else campaign.counts
         queued = sum(counts.get(s, 0) for s in (EmailState.QUEUED, EmailState.CLAIMED, EmailState.SENDING))
         state = CampaignState(campaign.state)
         if state is not CampaignState.CANCELLED and campaign.prepared and queued == 0:
             state = CampaignState.DONE
-        elif state is CampaignState.RUNNING and campaign.send_at is not None and campaign.send_at > now:
+        elif state is CampaignState.RUNNING and campaign.send_at > now:
             state = CampaignState.SCHEDULED
         return cls(
             campaign=campaign,
@@ -240,8 +284,6 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         match outcome:
             case Outcome.SENT:
                 return EmailState.SENT, 0
-            case Outcome.SUPPRESSED:
-                return EmailState.SUPPRESSED, 0
             case Outcome.REFUSED:
                 return EmailState.FAILED, 0
             case Outcome.AMBIGUOUS if not self.retry_ambiguous:

@@ -1,4 +1,4 @@
-"""All the SQL of notifier, a function a question."""
+"""The SQL of recipients, their inbox, their stream and their preferences, a function a question."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.notifier.models import Email, EmailState, Notification, Recipient, StreamEntry
+from services.notifier.models import Notification, Recipient, StreamEntry
 from shared.database import Connection, Record
 
 _RECIPIENT = "user_id, email, display_name, locale, stream_position"
@@ -17,6 +17,14 @@ async def upsert_recipient(
     connection: Connection, user_id: UUID, email: str, display_name: str, locale: str, version: int
 ) -> None:
     """Keep what an account of that version says, unless what is known is as new."""
+    # What an address refused is nobody's business any more when nobody has it.
+    await connection.execute(
+        "DELETE FROM suppressions s USING recipients r WHERE r.user_id = $1 AND s.address = r.email AND r.email <> $2"
+        " AND r.source_version < $3",
+        user_id,
+        email,
+        version,
+    )
     await connection.execute(
         "INSERT INTO recipients (user_id, email, display_name, locale, source_version) VALUES ($1, $2, $3, $4, $5)"
         " ON CONFLICT (user_id) DO UPDATE SET email = excluded.email, display_name = excluded.display_name,"
@@ -50,8 +58,12 @@ async def advance_stream(connection: Connection, user_id: UUID, by: int) -> Reci
 
 
 async def delete_recipient(connection: Connection, user_id: UUID) -> None:
-    """With everything that hangs on it."""
-    await connection.execute("DELETE FROM recipients WHERE user_id = $1", user_id)
+    """With everything that hangs on it, and that its address refused email."""
+    await connection.execute(
+        "WITH gone AS (DELETE FROM recipients WHERE user_id = $1 RETURNING email)"
+        " DELETE FROM suppressions s USING gone WHERE s.address = gone.email",
+        user_id,
+    )
 
 
 async def require_recipient(connection: Connection, user_id: UUID) -> None:
@@ -157,113 +169,6 @@ async def mark_read(connection: Connection, marks: Sequence[tuple[UUID, UUID]]) 
 
 async def mark_all_read(connection: Connection, user_id: UUID) -> None:
     await connection.execute("UPDATE notifications SET read_at = now() WHERE user_id = $1 AND read_at IS NULL", user_id)
-
-
-async def insert_email(
-    connection: Connection,
-    email_id: UUID,
-    event_id: UUID,
-    user_id: UUID,
-    category: str,
-    context: Mapping[str, Any],
-    message_id: str,
-) -> None:
-    """Queue an email, unless this event has made one of this category."""
-    await connection.execute(
-        "INSERT INTO emails (id, event_id, user_id, category, context, message_id)"
-        " VALUES ($1, $2, $3, $4, $5::text::jsonb, $6)"
-        " ON CONFLICT ON CONSTRAINT emails_event_category_key DO NOTHING",
-        email_id,
-        event_id,
-        user_id,
-        category,
-        msgspec.json.encode(context).decode(),
-        message_id,
-    )
-
-
-async def claim_emails(connection: Connection, claim: UUID, limit: int) -> Sequence[Email]:
-    """Take what is due and has an address, longest due first, campaigns last. No two senders get the same one."""
-    rows = await connection.fetch(_claiming(_DUE), claim, limit)
-    if len(rows) < limit:
-        rows += await connection.fetch(_claiming(_DUE_OF_CAMPAIGNS), claim, limit - len(rows))
-    return [Email(**{**row, "context": msgspec.json.decode(row["context"])}) for row in rows]
-
-
-_DUE = """
-    SELECT e.id FROM emails e JOIN recipients r ON r.user_id = e.user_id
-     WHERE e.state = 'queued' AND e.campaign_id IS NULL AND e.next_attempt_at <= now() AND r.email IS NOT NULL
-     ORDER BY e.next_attempt_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED"""
-_DUE_OF_CAMPAIGNS = """
-    SELECT e.id FROM campaigns c CROSS JOIN LATERAL (
-           SELECT id FROM emails WHERE campaign_id = c.id AND state = 'queued' AND next_attempt_at <= now()
-            ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED) e
-     WHERE c.state = 'running' AND c.send_at <= now() LIMIT $2"""
-
-
-def _claiming(due: str) -> str:
-    """Whether the recipient wants it is asked as late as this, so that an unsubscription counts at once."""
-    return (
-        f"WITH due AS ({due})"
-        " UPDATE emails e SET state = 'claimed', claim = $1, claimed_at = clock_timestamp(), attempts = e.attempts + 1"
-        "   FROM due, recipients r WHERE e.id = due.id AND r.user_id = e.user_id"
-        " RETURNING e.id, e.claim, e.category, e.context, e.message_id, e.attempts, e.campaign_id,"
-        "  r.email AS address, r.display_name, r.locale, r.unsubscribe_token,"
-        "  e.campaign_id IS NOT NULL AND (EXISTS (SELECT FROM suppressions s WHERE s.address = r.email)"
-        "   OR EXISTS (SELECT FROM preferences p WHERE p.user_id = e.user_id AND e.category = ANY (p.refused_email)))"
-        "  AS suppressed"
-    )
-
-
-async def postpone_email(connection: Connection, email_id: UUID, claim: UUID, delay_seconds: float) -> None:
-    """Put a claimed email back, as if it had not been tried."""
-    await connection.execute(
-        "UPDATE emails SET state = 'queued', attempts = attempts - 1,"
-        " next_attempt_at = now() + make_interval(secs => $3) WHERE id = $1 AND claim = $2 AND state = 'claimed'",
-        email_id,
-        claim,
-        delay_seconds,
-    )
-
-
-async def begin_sending(connection: Connection, email_id: UUID, claim: UUID) -> bool:
-    """Note that the email may leave now; false when it is not the claimant's any more."""
-    status = await connection.execute(
-        "UPDATE emails SET state = 'sending', claimed_at = clock_timestamp()"
-        " WHERE id = $1 AND claim = $2 AND state = 'claimed'",
-        email_id,
-        claim,
-    )
-    return status != "UPDATE 0"
-
-
-async def finish_attempt(
-    connection: Connection, email_id: UUID, claim: UUID, state: EmailState, delay_seconds: float, error: str | None
-) -> None:
-    """Note how the claimant's attempt ended; nothing if somebody else has the email by now."""
-    await connection.execute(
-        "UPDATE emails SET state = $3::text, next_attempt_at = now() + make_interval(secs => $4), last_error = $5,"
-        " sent_at = CASE WHEN $3::text = 'sent' THEN now() END"
-        " WHERE id = $1 AND claim = $2 AND state IN ('claimed', 'sending', 'ambiguous')",
-        email_id,
-        claim,
-        state,
-        delay_seconds,
-        error,
-    )
-
-
-async def release_abandoned_emails(connection: Connection, lease_seconds: float, retry_ambiguous: bool) -> int:
-    """Take back what senders had for longer than the lease: what cannot have left is queued again, the rest is
-    ambiguous. Returns how many there were."""
-    status = await connection.execute(
-        "UPDATE emails SET state = CASE WHEN state = 'claimed' OR $2 THEN 'queued' ELSE 'ambiguous' END,"
-        " next_attempt_at = now(), last_error = 'the sender went away while ' || state"
-        " WHERE state IN ('claimed', 'sending') AND claimed_at < now() - make_interval(secs => $1)",
-        lease_seconds,
-        retry_ambiguous,
-    )
-    return int(status.split()[-1])
 
 
 async def get_refused_email(connection: Connection, user_id: UUID) -> Sequence[str]:

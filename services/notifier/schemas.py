@@ -1,6 +1,6 @@
 """Request and response shapes."""
 
-from datetime import datetime
+from datetime import datetime, time
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -128,6 +128,24 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+
+
+class SendWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Times of the day; `{"from": "22:00", "until": "06:00", ...}` passes midnight. The time zone by its IANA name."""
+
+    start: _TimeOfDay = msgspec.field(name="from")
+    until: _TimeOfDay
+    time_zone: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+
+    def __post_init__(self) -> None:
+        if self.start == self.until:
+            raise ValueError("Expected two different times")
+
+    def model(self) -> models.SendWindow:
+        return models.SendWindow(time.fromisoformat(self.start), time.fromisoformat(self.until), self.time_zone)
+
+
 class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     subject: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -135,6 +153,13 @@ class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audience: Audience
     html: Annotated[str, msgspec.Meta(max_length=40_000)] | None = None
     send_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    window: SendWindow | None = None
+
+    def model(self) -> models.NewCampaign:
+        window = self.window.model() if self.window else None
+        return models.NewCampaign(
+            self.name, self.subject, self.text, self.html, self.audience.model(), window, self.send_at
+        )
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -150,8 +175,8 @@ class Campaign(msgspec.Struct, frozen=True):
     failed: int
     suppressed: int
     ambiguous: int
-    send_at: datetime | None
-    created_at: datetime | None
+    send_at: datetime
+    created_at: datetime
 
     @classmethod
     def of(cls, progress: models.Progress) -> "Campaign":

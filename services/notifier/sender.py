@@ -1,24 +1,28 @@
 """Sends the queued email: claim, send, note how it ended (the states stand in `models`).
 
 Any number of senders may run; no two ever send the same email, since only who has claimed it can note that it is about
-to leave. Woken at commit in the same process; polling finds what others queued and what is due again.
+to leave. Woken at commit in the same process; polling finds what others queued and what is due again. Claims are taken
+some at a time, and what is noted for emails at the same moment shares a transaction.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from email.message import EmailMessage
 from uuid import UUID
+from weakref import WeakValueDictionary
 
-from services.notifier import campaign_repository, repository
-from services.notifier.channels.email import Composer, NotSendable, Result, Smtp
-from services.notifier.models import Campaign, Email, Outcome, RetryPolicy, greeting_name
+from services.notifier import campaign_repository
+from services.notifier import email_repository as repository
+from services.notifier.channels.email import Composer, Letter, NotSendable
+from services.notifier.channels.smtp import Result, Smtp
+from services.notifier.models import Campaign, Email, EmailState, Ended, Outcome, RetryPolicy, greeting_name
 from services.notifier.settings import Settings
 from services.notifier.texts import Texts
 from shared import metrics
 from shared.consumer import delay
 from shared.database import Database
 from shared.errors import NotFound, TenfoldError
+from shared.group_commit import GroupCommit
 from shared.ids import new_id
 from shared.limits import Limit, RateLimiter
 from shared.logs import get_logger
@@ -28,15 +32,20 @@ log = get_logger()
 
 _ERROR_LENGTH = 500
 _NOTE_ATTEMPTS = 6
-_TURNS = 20
-_POSTPONE_SECONDS = 2.0
+_TURN_SECONDS = 2.0
+_RELEASE_SECONDS = 1.0
+_RELEASE_BATCH = 1000
 
 EMAILS = metrics.Counter("tenfold_notifier_emails_total", "Attempts to send email by outcome", ("category", "outcome"))
 ABANDONED = metrics.Counter("tenfold_notifier_emails_abandoned_total", "Emails whose sender went away with them")
 
 
-class NotOurs(Exception):
-    """The lease ran out and somebody else has the email."""
+class NotNow(Exception):
+    """The email is not to be sent after all: its state says why, or somebody else has it."""
+
+    def __init__(self, state: EmailState | None) -> None:
+        super().__init__(state or "taken over")
+        self.state = state
 
 
 class Sender:
@@ -54,13 +63,15 @@ class Sender:
             longest_delay=settings.email_longest_retry_seconds,
             retry_ambiguous=settings.email_retry_ambiguous,
         )
-        self._limiter = limiter
-        self._domain_limit = Limit(settings.email_domain_per_second, 1)
+        self._turns = Turns(limiter, Limit(settings.email_domain_per_second, 1))
+        self._begin = GroupCommit(db, repository.begin_sending, key=lambda claim: claim[0])
+        self._end = GroupCommit(db, repository.note_ended, key=lambda ended: ended.email.id)
         self._last_campaign: Campaign | None = None
         self._links = link_cipher(settings.link_secret)
         self._woken = asyncio.Event()
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
+        self._release_at = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -80,35 +91,60 @@ class Sender:
         self._woken.set()
 
     async def _run(self) -> None:
+        # Many claims cost hardly more than one, so hands wait for each other; but not for long, some may be slow.
+        patient = True
         while not self._stopping:
             self._woken.clear()
-            if not await self._take_up():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.email_poll_seconds):
-                        await self._woken.wait()
+            free = self._settings.email_concurrency - len(self._in_hand)
+            if (2 * free >= self._settings.email_concurrency or not patient) and await self._take_up(free):
+                patient = True
+                continue
+            patient = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.email_poll_seconds):
+                    await self._woken.wait()
+                    patient = True
         if self._in_hand:
             await asyncio.wait(self._in_hand)
 
-    async def _take_up(self) -> bool:
+    async def _take_up(self, free: int) -> bool:
         """Start on what is due, as far as hands are free; false when there was nothing or no free hand."""
-        free = self._settings.email_concurrency - len(self._in_hand)
         if free <= 0:
             return False
         try:
             async with self._db.transaction() as tx:
-                abandoned = await repository.release_abandoned_emails(
-                    tx, self._settings.email_lease_seconds, self._policy.retry_ambiguous
-                )
                 claimed = await repository.claim_emails(tx, new_id(), free)
+            if len(claimed) < free:
+                await self._release()
         except TenfoldError as error:
             log.warning("emails_not_claimed", error=str(error))
             return False
-        ABANDONED.inc(abandoned)
+        except Exception:
+            log.exception("emails_not_claimed")
+            return False
         for email in claimed:
+            if email.suppressed:
+                metrics.child(EMAILS, email.category, EmailState.SUPPRESSED).inc()
+                continue
             task = asyncio.create_task(self._deliver(email))
             self._in_hand.add(task)
             task.add_done_callback(self._put_down)
         return bool(claimed)
+
+    async def _release(self) -> None:
+        """Give back what senders that went away have in hand."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._release_at:
+            return
+        self._release_at = loop.time() + _RELEASE_SECONDS
+        async with self._db.transaction() as tx:
+            abandoned = await repository.release_abandoned_emails(
+                tx, self._settings.email_lease_seconds, self._policy.retry_ambiguous, _RELEASE_BATCH
+            )
+        if abandoned:
+            ABANDONED.inc(abandoned)
+            log.warning("emails_abandoned", emails=abandoned)
+            self.wake()
 
     def _put_down(self, task: asyncio.Task[None]) -> None:
         self._in_hand.discard(task)
@@ -116,42 +152,45 @@ class Sender:
 
     async def _deliver(self, email: Email) -> None:
         try:
-            if not await self._may_send(email):
+            if email.campaign_id is not None and not await self._turns.take(email.address):
+                await self._note(Ended(email, EmailState.QUEUED, _TURN_SECONDS, "waits for its turn", counted=False))
                 return
             result = await self._attempt(email)
         except TenfoldError as error:  # its lease runs out, and it is tried again
             log.warning("email_not_attempted", email_id=str(email.id), error=str(error))
             return
-        except NotOurs:
-            log.warning("email_taken_over", email_id=str(email.id))
+        except NotNow as verdict:
+            log.info("email_not_sent", email_id=str(email.id), verdict=str(verdict))
+            if verdict.state is EmailState.SUPPRESSED:
+                metrics.child(EMAILS, email.category, verdict.state).inc()
             return
-        EMAILS.labels(email.category, result.outcome.value).inc()
-        log.info("email_attempted", email_id=str(email.id), category=email.category, outcome=result.outcome.value)
-        await self._note(email, result)
+        metrics.child(EMAILS, email.category, result.outcome).inc()
+        log.info("email_attempted", email_id=str(email.id), category=email.category, outcome=result.outcome)
+        state, seconds = self._policy.decide(result.outcome, email.attempts)
+        await self._note(
+            Ended(email, state, seconds, result.reason[:_ERROR_LENGTH] or None, bounced=result.bounced),
+        )
 
     async def _attempt(self, email: Email) -> Result:
         async def before_data() -> None:
-            async with self._db.transaction() as tx:
-                if not await repository.begin_sending(tx, email.id, email.claim):
-                    raise NotOurs
+            state = await self._begin.write((email.id, email.claim))
+            if state is not EmailState.SENDING:
+                raise NotNow(state)
 
-        if email.suppressed:
-            return Result(Outcome.SUPPRESSED, "not wanted, or the address refuses email")
         try:
-            message = await self._compose(email)
-            return await self._smtp.send(message, before_data)
+            return await self._smtp.send(await self._compose(email), before_data)
         except NotSendable as error:
             return Result(Outcome.REFUSED, str(error))
         except TenfoldError as error:
             return Result(Outcome.POSTPONED, f"{type(error).__name__}: {error}")
-        except NotOurs:
+        except NotNow:
             raise
         except Exception as error:
             # Raised before or beside the sending (a broken template, say): the next release may do better.
             log.exception("email_not_attempted", email_id=str(email.id))
             return Result(Outcome.POSTPONED, type(error).__name__)
 
-    async def _compose(self, email: Email) -> EmailMessage:
+    async def _compose(self, email: Email) -> Letter:
         name = greeting_name(email.display_name)
         if email.campaign_id is None:
             context = email.context | {"display_name": name, "token": self._token(email)}
@@ -164,46 +203,51 @@ class Sender:
 
     async def _campaign(self, campaign_id: UUID) -> Campaign:
         """The texts of a campaign do not change, so the last one is kept."""
-        if self._last_campaign is None or self._last_campaign.id != campaign_id:
+        campaign = self._last_campaign
+        if campaign is None or campaign.id != campaign_id:
             async with self._db.transaction() as tx:
-                self._last_campaign = await campaign_repository.get_campaign(tx, campaign_id)
-        if self._last_campaign is None:
-            raise NotFound
-        return self._last_campaign
-
-    async def _may_send(self, email: Email) -> bool:
-        """Wait for the turn that the limit of the recipient's provider gives to a campaign's email; false when that
-        takes long, and the email is back in the queue."""
-        if email.campaign_id is None or email.suppressed:
-            return True
-        domain = email.address.rpartition("@")[2]
-        for _ in range(_TURNS):
-            decision = await self._limiter.hit(f"email:{domain}", self._domain_limit)
-            if decision.allowed:
-                return True
-            await asyncio.sleep(decision.retry_after)
-        async with self._db.transaction() as tx:
-            await repository.postpone_email(tx, email.id, email.claim, _POSTPONE_SECONDS)
-        return False
+                campaign = await campaign_repository.get_campaign(tx, campaign_id)
+            if campaign is None:
+                raise NotFound
+            self._last_campaign = campaign
+        return campaign
 
     def _token(self, email: Email) -> str:
         """Of the email's link, opened for this message only; empty where it has none."""
         sealed: str = email.context.get("sealed_token", "")
         return self._links.decrypt(sealed).decode() if sealed else ""
 
-    async def _note(self, email: Email, result: Result) -> None:
-        state, seconds = self._policy.decide(result.outcome, email.attempts)
+    async def _note(self, ended: Ended) -> None:
         for attempt in range(1, _NOTE_ATTEMPTS + 1):
             try:
-                async with self._db.transaction() as tx:
-                    await repository.finish_attempt(
-                        tx, email.id, email.claim, state, seconds, result.reason[:_ERROR_LENGTH] or None
-                    )
-                    if result.bounced:
-                        await campaign_repository.suppress_address(tx, email.address, result.reason[:_ERROR_LENGTH])
+                await self._end.write(ended)
             except TenfoldError as error:
-                log.warning("email_not_noted", email_id=str(email.id), error=str(error))
+                log.warning("email_not_noted", email_id=str(ended.email.id), error=str(error))
                 await asyncio.sleep(delay(attempt))
             else:
                 return
-        log.error("email_left_in_hand", email_id=str(email.id), outcome=result.outcome.value)
+        log.error("email_left_in_hand", email_id=str(ended.email.id), state=ended.state)
+
+
+class Turns:
+    """Turns at the providers of recipients, to each so many a second, however many senders there are."""
+
+    def __init__(self, limiter: RateLimiter, limit: Limit) -> None:
+        self._limiter = limiter
+        self._limit = limit
+        # Of those who wait for the same provider one asks, and the others wait for that one.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def take(self, address: str) -> bool:
+        """Wait for a turn at the address's provider; false when that takes long."""
+        domain = address.rpartition("@")[2].lower()
+        lock = self._locks.setdefault(domain, asyncio.Lock())
+        try:
+            async with asyncio.timeout(_TURN_SECONDS), lock:
+                while True:
+                    decision = await self._limiter.hit(f"email:{domain}", self._limit)
+                    if decision.allowed:
+                        return True
+                    await asyncio.sleep(decision.retry_after)
+        except TimeoutError:
+            return False

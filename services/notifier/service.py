@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.notifier import repository, schemas
+from services.notifier import campaign_repository, email_repository, repository, schemas
 from services.notifier.consumed import (
     MediaFailed,
     MediaProcessed,
@@ -23,7 +23,7 @@ from services.notifier.consumed import (
     UserVerificationRequested,
 )
 from services.notifier.errors import UnknownCategory
-from services.notifier.models import Category, Notification, StreamEntry, WebhookEvent, greeting_name
+from services.notifier.models import OPTIONAL, Category, Notification, StreamEntry, WebhookEvent, greeting_name
 from services.notifier.streams import Hub, Watch
 from services.notifier.texts import Texts
 from services.notifier.wakes import Wakes
@@ -65,18 +65,18 @@ class Inbox:
     async def preferences(self, user_id: UUID) -> dict[str, bool]:
         """Whether each category of email is wanted."""
         refused = await self._db.read(repository.get_refused_email, user_id)
-        return {category.value: category not in refused for category in Category}
+        return {category.value: category not in refused for category in sorted(OPTIONAL)}
 
     async def set_preferences(self, user_id: UUID, wanted: Mapping[str, bool]) -> dict[str, bool]:
         """Raises `UnknownCategory`."""
-        if unknown := sorted(set(wanted) - set(Category)):
+        if unknown := sorted(set(wanted) - OPTIONAL):
             raise UnknownCategory(unknown)
         async with self._db.transaction() as tx:
             if await forgetting.is_forgotten(tx, user_id):
                 raise Unauthenticated("the account is gone")
             await repository.ensure_recipient(tx, user_id)
             await repository.set_refused_email(tx, user_id, [name for name, wants in wanted.items() if not wants])
-        return {category.value: wanted.get(category, True) for category in Category}
+        return {category.value: wanted.get(category, True) for category in sorted(OPTIONAL)}
 
     async def stream_start(self, user_id: UUID, after: int | None) -> int:
         """The position a stream starts at: now, or `after`, which cannot lie in the future."""
@@ -158,9 +158,11 @@ class Notifier:
             await self._tell(tx, delivery.envelope.id, user_id, Category.PASSWORD_CHANGED, {})
 
     async def forget(self, delivery: Delivery[UserDeleted]) -> None:
-        """The inbox, the stream, all email, sent or not, and the address. What comes later is passed over."""
+        """The inbox, the stream, all email, sent or not, the address, and what campaigns say of the user. What comes
+        later is passed over."""
         async with delivery.transaction() as tx:
             await forgetting.forget(tx, delivery.event.user_id)
+            await campaign_repository.forget_user(tx, delivery.event.user_id)
             await repository.delete_recipient(tx, delivery.event.user_id)
 
     async def tell_media_ready(self, delivery: Delivery[MediaProcessed]) -> None:
@@ -229,7 +231,7 @@ class Notifier:
             entries.insert(0, _entry(newest - 1, "media", change))
         await repository.insert_stream_entries(tx, user_id, entries)
         tx.after_commit(partial(self._wakes.announce, user_id, newest))
-        if category not in await repository.get_refused_email(tx, user_id):
+        if category not in OPTIONAL or category not in await repository.get_refused_email(tx, user_id):
             await self._mail(tx, event_id, user_id, category, {**data, **in_email})
 
     async def _mail(
@@ -237,7 +239,7 @@ class Notifier:
     ) -> None:
         email_id = new_id()
         message_id = f"<{email_id}@{self._message_domain}>"
-        await repository.insert_email(tx, email_id, event_id, user_id, category, context, message_id)
+        await email_repository.insert_email(tx, email_id, event_id, user_id, category, context, message_id)
         tx.after_commit(self._wake_sender)
 
 

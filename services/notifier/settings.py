@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from services.notifier.channels.email import SmtpUrl
+from services.notifier.channels.smtp import SmtpUrl
 from services.notifier.channels.webhook import Network
 from shared.settings import Count, DataSettings, Seconds, Secret
 
@@ -21,6 +21,7 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     public_url: str = "http://localhost:8080"
     link_secret: Secret  # opens the tokens of links that users has sealed
     consumer_concurrency: Count = 8
+    log_kept_seconds: Seconds = 30 * 24 * 3600.0  # emails of no campaign and deliveries to webhooks that are done with
 
     stream_heartbeat_seconds: Positive = 15.0
     stream_write_seconds: Positive = 10.0  # who does not read for so long is dropped
@@ -28,7 +29,7 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     stream_poll_alone_seconds: Positive = 1.0  # where there is no Redis
     stream_kept_seconds: Seconds = 24 * 3600.0  # who was away longer finds all in the inbox
 
-    email_concurrency: Count = 8
+    email_concurrency: Count = 16  # connections to the mail server
     email_domain_per_second: Count = 50  # of campaigns, to one domain, by all senders together
     email_poll_seconds: Positive = 1.0
     email_max_attempts: Count = 30  # with the delays below: about a day
@@ -39,12 +40,14 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     email_lease_seconds: Positive = 180.0
     smtp_command_seconds: Positive = 15.0
     smtp_data_seconds: Positive = 60.0
+    smtp_messages_per_connection: Count = 100  # what servers commonly allow
+    smtp_idle_seconds: Positive = 30.0
 
     webhook_concurrency: Count = 16
     webhook_poll_seconds: Positive = 1.0
     webhook_timeout_seconds: Positive = 15.0
-    # About a day: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h.
-    webhook_retry_seconds: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000)
+    # A day, and up to a tenth more: 5 s, 5 min, 30 min, 2 h, 5 h, 7 h, 10 h.
+    webhook_retry_seconds: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 25200, 36000)
     # Networks that are not public and may be called all the same, such as 127.0.0.0/8; for development and tests only.
     webhook_private_networks: tuple[str, ...] = ()
 
@@ -71,5 +74,5 @@ class Settings(DataSettings, frozen=True, kw_only=True):
 
     @property
     def longest_send_seconds(self) -> float:
-        """Connecting, greeting, TLS, login, MAIL and RCPT take a few commands; then DATA, in two steps."""
-        return 2 * self.smtp_command_seconds + 2 * self.smtp_data_seconds
+        """Connecting, greeting, TLS, login, MAIL and RCPT take a few commands; then DATA, in two steps, and RSET."""
+        return 3 * self.smtp_command_seconds + 2 * self.smtp_data_seconds

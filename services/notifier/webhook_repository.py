@@ -163,5 +163,17 @@ async def note_failed(
     return float(seconds or 0)
 
 
+async def delete_old_deliveries(connection: Connection, older_than_seconds: float, limit: int) -> int:
+    """Those that are done with, the oldest first; returns how many there were."""
+    status = await connection.execute(
+        "DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries"
+        " WHERE created_at < now() - make_interval(secs => $1) AND state IN ('delivered', 'failed')"
+        " ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        older_than_seconds,
+        limit,
+    )
+    return int(status.split()[-1])
+
+
 def _webhook(row: Record) -> Webhook:
     return Webhook(**{**row, "events": tuple(row["events"])})

@@ -6,6 +6,7 @@ and its owner told. Delivered at least once: `webhook-id` is the same in every a
 
 import asyncio
 import base64
+import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -163,6 +164,9 @@ class Dispatcher:
         except TenfoldError as error:
             log.warning("webhooks_not_claimed", error=str(error))
             return False
+        except Exception:
+            log.exception("webhooks_not_claimed")
+            return False
         for delivery in claimed:
             task = asyncio.create_task(self._deliver(delivery))
             self._in_hand.add(task)
@@ -174,29 +178,40 @@ class Dispatcher:
         self._woken.set()
 
     async def _deliver(self, delivery: DeliveryInHand) -> None:
+        """Whatever goes wrong beside the call: the lease runs out, and it is tried again."""
+        try:
+            await self._try(delivery)
+        except TenfoldError as error:
+            log.warning("webhook_not_noted", delivery_id=str(delivery.id), error=str(error))
+        except Exception:
+            log.exception("webhook_not_attempted", delivery_id=str(delivery.id))
+
+    async def _try(self, delivery: DeliveryInHand) -> None:
         message_id = f"msg_{delivery.event_id.hex}"
         attempt = await self._client.post(
             delivery.url, delivery.secret, message_id, self._clock.now(), delivery.payload
         )
         ATTEMPTS.labels("delivered" if attempt.delivered else "failed").inc()
         log.info("webhook_attempted", delivery_id=str(delivery.id), status=attempt.status, attempt=delivery.attempts)
-        try:
-            async with self._db.transaction() as tx:
-                await self._note(tx, delivery, attempt)
-        except TenfoldError as error:  # its lease runs out, and it is tried again
-            log.warning("webhook_not_noted", delivery_id=str(delivery.id), error=str(error))
+        async with self._db.transaction() as tx:
+            await self._note(tx, delivery, attempt)
 
     async def _note(self, tx: Transaction, delivery: DeliveryInHand, attempt: Attempt) -> None:
         if attempt.delivered and attempt.status is not None:
             await repository.note_delivered(tx, delivery, attempt.status)
             return
         delays = self._settings.webhook_retry_seconds
-        delay = None if attempt.gone or delivery.attempts > len(delays) else delays[delivery.attempts - 1]
+        delay = None if attempt.gone or delivery.attempts > len(delays) else _spread(delays[delivery.attempts - 1])
         failing = await repository.note_failed(tx, delivery, attempt.status, attempt.error[:_ERROR_LENGTH], delay)
         if attempt.gone or (delay is None and failing >= sum(delays)):
             owner = await repository.disable_webhook(tx, delivery.webhook_id)
             if owner is not None:
                 await self._tell_disabled(tx, delivery.id, owner, delivery.url)
+
+
+def _spread(seconds: float) -> float:
+    """So that what failed together does not come back together."""
+    return seconds * random.uniform(1, 1.1)  # noqa: S311 - no secret
 
 
 def check_url(url: str, *, secure_only: bool) -> None:

@@ -19,7 +19,9 @@ class SmtpScript:
     replies: dict[str, str] = field(default_factory=dict)
     bodies: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    connections: int = 0
     url: str = ""
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["SmtpScript"]:
@@ -30,7 +32,15 @@ class SmtpScript:
         finally:
             server.close()
 
+    def hang_up(self) -> None:
+        """End every connection, as a restart does."""
+        for writer in self._writers:
+            writer.close()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+
         async def answer(step: str, reply: str) -> None:
             await self.before.get(step, _at_once)()
             writer.write(f"{self.replies.get(step, reply)}\r\n".encode())
@@ -45,4 +55,5 @@ class SmtpScript:
                 if command == "DATA" and "DATA" not in self.replies:
                     self.bodies.append((await reader.readuntil(b"\r\n.\r\n")).decode())
                     await answer("body", "250 taken")
+        self._writers.discard(writer)
         writer.close()

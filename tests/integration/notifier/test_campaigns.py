@@ -3,13 +3,17 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
 
+from services.notifier.campaign_repository import finish_campaigns
+from services.notifier.consumed import UserDeleted
 from shared.auth import Role
+from shared.database import Database
 from shared.testing import eventually
 from tests.integration.notifier.conftest import Make, Node, Person, Sink
 from tests.integration.notifier.smtp_script import SmtpScript
@@ -128,6 +132,78 @@ async def test_a_paused_campaign_waits_and_a_cancelled_one_ends(node: Node, sink
     second = await launch(node, send_at="2100-01-01T00:00:00Z")
     assert (await ask(node, "POST", f"/campaigns/{second['id']}/cancel"))[1]["state"] == "cancelled"
     assert (await ask(node, "POST", f"/campaigns/{second['id']}/resume"))[0] == 409
+
+
+@pytest.mark.parametrize("order", ["pause", "cancel", "unsubscribe"])
+async def test_an_order_reaches_what_is_in_hand_already(make: Make, order: str) -> None:
+    held, released = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        held.set()
+        await released.wait()
+
+    async with SmtpScript().serving() as server:
+        node = await make(smtp_url=server.url)
+        (person,) = await crowd(node, 1)
+
+        async def welcomed() -> bool:
+            return len(server.bodies) == 1
+
+        await eventually(welcomed)
+        server.before["RCPT"] = hold
+        campaign = await launch(node)
+        await held.wait()
+        if order == "unsubscribe":
+            connection = await asyncpg.connect(node.settings.database_url)
+            token = await connection.fetchval("SELECT unsubscribe_token FROM recipients WHERE user_id = $1", person.id)
+            await connection.close()
+            assert (await ask(node, "POST", f"/unsubscribe/{token}"))[0] == 200
+        else:
+            assert (await ask(node, "POST", f"/campaigns/{campaign['id']}/{order}"))[0] == 200
+        released.set()
+
+        async def put_down() -> bool:
+            return "QUIT" in server.commands
+
+        await eventually(put_down)
+        assert len(server.bodies) == 1
+        _, now = await ask(node, "GET", f"/campaigns/{campaign['id']}")
+        if order == "unsubscribe":
+            assert (now["state"], now["suppressed"]) == ("done", 1)
+            return
+        assert (now["queued"], now["sent"]) == (1, 0)
+        if order == "pause":
+            await ask(node, "POST", f"/campaigns/{campaign['id']}/resume")
+            done = await eventually(reached(node, campaign, "done"), within=30)
+            assert done["sent"] == 1
+            assert len(server.bodies) == 2
+
+
+async def test_it_is_sent_within_its_window_only(node: Node, sink: Sink) -> None:
+    people = await crowd(node, 3)
+    now = datetime.now(UTC)
+    window = {"from": f"{now + timedelta(hours=2):%H:%M}", "until": f"{now + timedelta(hours=3):%H:%M}"}
+    late = await launch(node, window=window | {"time_zone": "UTC"}, subject="later")
+    window = {"from": f"{now - timedelta(hours=1):%H:%M}", "until": f"{now + timedelta(hours=1):%H:%M}"}
+    await eventually(reached(node, await launch(node, window=window | {"time_zone": "Etc/UTC"}), "done"), within=30)
+    assert await mails(sink, people) == [1] * 3
+    assert (await ask(node, "GET", f"/campaigns/{late['id']}"))[1]["queued"] == 3
+    status, problem = await ask(
+        node, "POST", "/campaigns", json=BODY | {"window": window | {"time_zone": "Europe/Nowhere"}}
+    )
+    assert (status, problem["errors"][0]["pointer"]) == (422, "/window/time_zone")
+
+
+async def test_what_is_over_keeps_its_counts(node: Node, db: Database) -> None:
+    people = await crowd(node, 3)
+    campaign = await launch(node)
+    done = await eventually(reached(node, campaign, "done"), within=30)
+    paused = await launch(node, send_at="2100-01-01T00:00:00Z")
+    async with db.transaction() as tx:
+        assert await finish_campaigns(tx, 10) == 1
+    await node.give(UserDeleted(user_id=people[0].id))
+    assert (await ask(node, "GET", f"/campaigns/{campaign['id']}"))[1] == done
+    assert (await ask(node, "GET", f"/campaigns/{paused['id']}"))[1]["total"] == 2
 
 
 async def test_two_nodes_and_repeated_events_send_one_each(make: Make, node: Node, sink: Sink) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from services.notifier.email_repository import claim_emails
 from services.notifier.models import Email
-from services.notifier.repository import claim_emails
 from shared.database import Database
 from shared.ids import new_id
 from shared.testing import eventually

@@ -1,9 +1,11 @@
 """A user who is gone stays gone, and links reach their owner only."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
+from services.notifier import campaign_repository
 from services.notifier.consumed import (
     SealedLink,
     UserDeleted,
@@ -11,9 +13,11 @@ from services.notifier.consumed import (
     UserPasswordResetRequested,
     UserUpdated,
 )
+from services.notifier.models import Audience, NewCampaign
 from shared import forgetting
 from shared.database import Connection, Database
 from shared.events import Envelope
+from shared.ids import new_id
 from shared.sealing import link_cipher
 from shared.testing import eventually
 from tests.integration.notifier.conftest import Make, Person, Sink
@@ -63,6 +67,24 @@ async def test_what_comes_late_brings_nobody_back(
     await node.give(*late)
     await node.give_again(deleted)
     assert (await rows(db, person) == 0) is remembers
+
+
+async def test_campaigns_and_bounces_keep_nothing_of_who_is_gone(make: Make, db: Database, person: Person) -> None:
+    node = await make()
+    other = Person()
+    await node.give(person.registered(), other.registered())
+    audience = Audience(user_ids=(person.id, other.id))
+    new = NewCampaign("n", "s", "t", None, audience, send_at=datetime(2100, 1, 1, tzinfo=UTC))
+    async with db.transaction() as tx:
+        campaign = await campaign_repository.insert_campaign(tx, new_id(), new, person.id)
+        await tx.execute("INSERT INTO suppressions (address, reason) VALUES ($1, 'no such user')", person.address)
+    await node.give(UserDeleted(user_id=person.id))
+    assert await rows(db, person) == 0
+    async with db.transaction() as tx:
+        assert await tx.fetchval("SELECT count(*) FROM suppressions") == 0
+        kept = await campaign_repository.get_campaign(tx, campaign.id)
+    assert kept is not None
+    assert kept.audience.user_ids == (other.id,)
 
 
 async def test_forgetting_and_storing_lock_each_other_out(make: Make, db: Database, person: Person) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ import asyncpg
 import msgspec
 import pytest
 from aiohttp import web
+from aiohttp.abc import ResolveResult
 from aiohttp.test_utils import TestServer
 
+from devstack.ports import free_port
 from services.notifier.consumed import UserDeleted
 from shared.testing import eventually
 from tests.integration.notifier.conftest import Make, Node, Person
@@ -206,6 +209,71 @@ async def test_private_networks_are_never_reached(make: Make, person: Person, ho
         assert log[0]["last_status"] is None
 
 
+@asynccontextmanager
+async def public_and_private(answer: Callable[[web.Request], Any]) -> AsyncIterator[tuple[int, list[str]]]:
+    """A port where `answer` stands for the public network, on ::1, and something private listens on 127.0.0.1; what
+    that receives is listed."""
+    inside: list[str] = []
+
+    async def private(request: web.Request) -> web.Response:
+        inside.append(request.path)
+        return web.Response()
+
+    runners = []
+    port = free_port()
+    for host, handler in (("::1", answer), ("127.0.0.1", private)):
+        application = web.Application()
+        application.router.add_route("*", "/{rest:.*}", handler)
+        runners.append(runner := web.AppRunner(application))
+        await runner.setup()
+        await web.TCPSite(runner, host, port).start()
+    try:
+        yield port, inside
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+async def test_a_name_that_turns_to_a_private_address_is_not_followed(
+    make: Make, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = ["::1", "127.0.0.1"]
+    received: list[str] = []
+
+    async def resolve(_self: object, host: str, port: int = 0, family: object = None) -> list[ResolveResult]:
+        address = turns.pop(0)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
+        ]
+
+    async def public(request: web.Request) -> web.Response:
+        received.append(request.path)
+        return web.Response(status=500)  # so that there is a second attempt
+
+    monkeypatch.setattr("aiohttp.resolver.DefaultResolver.resolve", resolve)
+    node = await make(webhook_private_networks=("::1/128",), webhook_poll_seconds=0.1, webhook_retry_seconds=(0.01,))
+    async with public_and_private(public) as (port, inside):
+        webhook = await made(node, person, f"http://rebinding.example:{port}/hook")
+        await node.give(person.processed())
+        log = await eventually(in_state(node, person, webhook, "failed"))
+        assert (received, inside, turns) == (["/hook"], [], [])
+        assert log[0]["last_error"] == "the URL leads into a private network"
+
+
+async def test_a_redirect_is_not_followed(make: Make, person: Person) -> None:
+    node = await make(webhook_private_networks=("::1/128",), webhook_poll_seconds=0.1, webhook_retry_seconds=())
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"http://127.0.0.1:{request.url.port}/admin"})
+
+    async with public_and_private(elsewhere) as (port, inside):
+        webhook = await made(node, person, f"http://[::1]:{port}/hook")
+        await node.give(person.processed())
+        log = await eventually(in_state(node, person, webhook, "failed"))
+        assert (log[0]["last_status"], inside) == (307, [])
+
+
 async def test_only_tls_is_taken_where_no_private_network_is_allowed(make: Make, person: Person) -> None:
     node = await make()
     status, problem = await ask(
@@ -270,8 +338,10 @@ async def test_who_is_deleted_leaves_and_brings_back_nothing(node: Node, person:
 
 
 async def test_an_unknown_category_is_named(node: Node, person: Person) -> None:
-    status, problem = await ask(node, "PUT", "/notification-preferences", person, json={"email": {"spam": False}})
-    assert (status, problem["errors"][0]["pointer"]) == (422, "/email/spam")
+    for category in ("spam", "reset_password"):  # one that nobody knows, and one that nobody may refuse
+        body = {"email": {category: False}}
+        status, problem = await ask(node, "PUT", "/notification-preferences", person, json=body)
+        assert (status, problem["errors"][0]["pointer"]) == (422, f"/email/{category}")
 
 
 async def _categories(node: Node, user_id: UUID) -> list[str]:

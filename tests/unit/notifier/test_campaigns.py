@@ -1,6 +1,7 @@
 """What a campaign comes to, its texts, and whom it may be for."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,9 +14,9 @@ from shared.ids import new_id
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def campaign(**changes: object) -> Campaign:
-    drafted = Campaign.drafted(new_id(), "n", "s", "t", None, Audience())
-    return msgspec.structs.replace(drafted, **{"send_at": NOW, "prepared": True, **changes})
+def campaign(**changes: Any) -> Campaign:
+    made = Campaign(new_id(), "n", "s", "t", None, Audience(), None, NOW, "running", True, NOW, None)
+    return msgspec.structs.replace(made, **changes)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,34 @@ def test_the_state_is_what_was_ordered_and_what_is_left(
     progress = Progress.of(campaign(**changes), counts, NOW)
     assert progress.state is state
     assert progress.total == sum(counts.values())
+
+
+def test_a_finished_one_has_its_counts() -> None:
+    progress = Progress.of(campaign(counts={"sent": 4, "failed": 1}), {}, NOW)
+    assert (progress.state, progress.total, progress.sent) == (CampaignState.DONE, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("window", "good"),
+    [
+        ({"from": "09:00", "until": "18:00", "time_zone": "Europe/Berlin"}, True),
+        ({"from": "22:00", "until": "06:00", "time_zone": "UTC"}, True),
+        ({"from": "09:00", "until": "09:00", "time_zone": "UTC"}, False),
+        ({"from": "09:00+02:00", "until": "18:00", "time_zone": "UTC"}, False),
+        ({"from": "09:00", "time_zone": "UTC"}, False),
+        ({"from": "25:00", "until": "09:00", "time_zone": "UTC"}, False),
+    ],
+)
+def test_a_window_has_two_ends(window: dict[str, str], good: bool) -> None:
+    body = {"name": "n", "subject": "s", "text": "t", "audience": {"all": True}, "window": window}
+    encoded = msgspec.json.encode(body)
+    if good:
+        found = msgspec.json.decode(encoded, type=NewCampaign).model().window
+        assert found is not None
+        assert found.start.isoformat() == f"{window['from']}:00"
+    else:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(encoded, type=NewCampaign)
 
 
 def test_those_in_hand_count_as_queued() -> None:

@@ -2,16 +2,25 @@
 
 import email
 import email.policy
+from email.message import EmailMessage
 
 import aiosmtplib
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from services.notifier.channels.email import Composer, NotSendable, SmtpUrl, Stage, judge
+from services.notifier.channels.email import Composer, Letter, NotSendable
+from services.notifier.channels.smtp import SmtpUrl, Stage, judge
 from services.notifier.models import Content, EmailState, Outcome, RetryPolicy, greeting_name, is_sendable
 from services.notifier.settings import Settings
 from shared.testing import FixedClock
 
 CONTENT = Content("Grüße\nBcc: eve@example.com", "Hello ü\n.\nbye", "<p>Hello ü</p>")
+
+
+def parsed(letter: Letter) -> EmailMessage:
+    """What the standard library makes of it."""
+    return email.message_from_bytes(letter.content, _class=EmailMessage, policy=email.policy.default)
 
 
 @pytest.fixture
@@ -20,10 +29,10 @@ def composer() -> Composer:
 
 
 def test_a_message_has_the_headers_it_needs(composer: Composer) -> None:
-    message = composer.compose(CONTENT, "Ada Löve, Countess", "ada@example.com", "<1@tenfold.example>")
-    raw = bytes(message)
-    assert raw.isascii()
-    read = email.message_from_bytes(raw, policy=email.policy.default)
+    letter = composer.compose(CONTENT, "Ada Löve, Countess", "ada@example.com", "<1@tenfold.example>")
+    assert (letter.sender, letter.recipient) == ("no-reply@tenfold.example", "ada@example.com")
+    assert letter.content.isascii()
+    read = parsed(letter)
     assert read["From"] == "Tenfold <no-reply@tenfold.example>"
     assert read["To"] == '"Ada Löve, Countess" <ada@example.com>'
     assert read["Subject"] == "Grüße Bcc: eve@example.com"
@@ -37,12 +46,35 @@ def test_a_message_has_the_headers_it_needs(composer: Composer) -> None:
     assert text.get_content().splitlines() == ["Hello ü", ".", "bye"]
 
 
-@pytest.mark.parametrize("name", ["Eve\r\nBcc: a@example.com", "Eve\nBcc: a@example.com", "Eve\x00\x1b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Eve\r\nBcc: a@example.com", "Eve\nBcc: a@example.com", "Eve\x00\x1b", "Eve\u2028Bcc: a@example.com",
+        'Eve" <eve@example.com>, "', "Eve\\", "Ève\r\nBcc: a@example.com", "Ä" * 100, "=?utf-8?q?Eve=0D=0ABcc:_a?=",
+    ],
+)  # fmt: skip
 def test_a_name_cannot_add_a_header(composer: Composer, name: str) -> None:
-    message = composer.compose(CONTENT, name, "ada@example.com", "<1@tenfold.example>")
-    assert set(email.message_from_bytes(bytes(message)).keys()) == {
+    letter = composer.compose(CONTENT, name, "ada@example.com", "<1@tenfold.example>", "https://a.example/u")
+    read = parsed(letter)
+    assert sorted(read.keys()) == sorted([
         "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type",
-    }  # fmt: skip
+        "List-Unsubscribe", "List-Unsubscribe-Post",
+    ])  # fmt: skip
+    (to,) = read["To"].addresses
+    assert to.addr_spec == "ada@example.com"
+
+
+@given(text=st.text(), html=st.text(alphabet=st.characters(codec="utf-8")))
+def test_any_text_arrives_as_it_was(text: str, html: str) -> None:
+    letter = Composer("a@b.example", FixedClock()).compose(Content("s", text, html), "", "ada@example.com", "<1@b>")
+    assert all(len(line) <= 78 for line in letter.content.split(b"\n"))
+    read = parsed(letter)
+    for kind, expected in (("plain", text), ("html", html)):
+        part = read.get_body((kind,))
+        assert part is not None
+        lines = expected.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n") + "\n"
+        assert part.get_content().replace("\r\n", "\n") == lines
+    assert not read.defects
 
 
 @pytest.mark.parametrize(
@@ -56,8 +88,9 @@ def test_addresses_that_could_break_a_command_are_refused(composer: Composer, ad
 
 
 def test_international_addresses(composer: Composer) -> None:
-    message = composer.compose(CONTENT, "", "jörg@grün.example", "<1@tenfold.example>")
-    assert message["To"].addresses[0].addr_spec == "jörg@xn--grn-ioa.example"
+    letter = composer.compose(CONTENT, "", "jörg@grün.example", "<1@tenfold.example>")
+    assert letter.recipient == "jörg@xn--grn-ioa.example"
+    assert "\r\nTo: jörg@xn--grn-ioa.example\r\n".encode() in letter.content
     with pytest.raises(NotSendable):
         composer.compose(CONTENT, "", f"a@{'ü' * 70}.example", "<1@tenfold.example>")
 
@@ -83,6 +116,7 @@ def test_a_name_that_could_become_a_link_is_not_used(name: str, greeting: str) -
         ("smtp://mail", SmtpUrl("mail", 25, None, None, use_tls=False, start_tls=None)),
         ("smtp://mail:1025?starttls=never", SmtpUrl("mail", 1025, None, None, use_tls=False, start_tls=False)),
         ("smtp://a%40b:p%2Fw@mail?starttls=always", SmtpUrl("mail", 587, "a@b", "p/w", use_tls=False, start_tls=True)),
+        ("smtp://u:p@mail", SmtpUrl("mail", 587, "u", "p", use_tls=False, start_tls=True)),
         ("smtps://u:p@mail", SmtpUrl("mail", 465, "u", "p", use_tls=True, start_tls=False)),
     ],
 )
