@@ -143,6 +143,10 @@ bench-data: $(READY) ## Compare Loader, group commit and Redis with the plain dr
 bench-events: $(READY) ## Measure the event path against aiokafka itself
 	@$(BIN)/python -m bench.events
 
+.PHONY: bench-campaign
+bench-campaign: $(READY) ## Send a campaign to 100,000 and compare with the mail sink's limit (RECIPIENTS=n WORKERS=n)
+	@$(BIN)/python -m bench.campaign
+
 .PHONY: bench-media
 bench-media: $(READY) ## Measure the images: CPU, bytes, likeness, memory, against vipsthumbnail and Pillow
 	@$(BIN)/python -m bench.media
