@@ -1,4 +1,4 @@
-"""`python -m services.notifier [api|worker|migrate]`."""
+"""`python -m services.notifier [api|worker|migrate|rebuild]`."""
 
 from services.notifier.app import SERVICE
 from shared.runner import main

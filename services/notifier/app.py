@@ -12,6 +12,7 @@ from services.notifier.channels.smtp import Smtp
 from services.notifier.channels.webhook import WebhookClient
 from services.notifier.consumers import consumers
 from services.notifier.handlers import Handlers
+from services.notifier.rebuild import COMMANDS
 from services.notifier.routes import routes
 from services.notifier.sender import Sender
 from services.notifier.service import Inbox, Notifier
@@ -92,4 +93,6 @@ async def worker(process: Process, settings: Settings) -> None:
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
 
 
-SERVICE = Service(NAME, Settings, api, worker=worker, migrations=Path(__file__).parent / "migrations")
+SERVICE = Service(
+    NAME, Settings, api, worker=worker, migrations=Path(__file__).parent / "migrations", commands=COMMANDS
+)

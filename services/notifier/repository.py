@@ -38,6 +38,24 @@ async def upsert_recipient(
     )
 
 
+async def restore_recipient(
+    connection: Connection, user_id: UUID, email: str, display_name: str, locale: str, version: int
+) -> None:
+    """Keep what an account of that version says, also in place of what is known as being of the same version."""
+    await connection.execute(
+        "INSERT INTO recipients (user_id, email, display_name, locale, source_version) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (user_id) DO UPDATE SET email = excluded.email, display_name = excluded.display_name,"
+        " locale = excluded.locale, source_version = excluded.source_version, updated_at = now()"
+        " WHERE recipients.source_version <= excluded.source_version AND (recipients.email, recipients.display_name,"
+        " recipients.locale) IS DISTINCT FROM (excluded.email, excluded.display_name, excluded.locale)",
+        user_id,
+        email,
+        display_name,
+        locale,
+        version,
+    )
+
+
 async def ensure_recipient(connection: Connection, user_id: UUID) -> None:
     """The recipient's row, made without address where the user is not known yet, and locked."""
     await connection.execute("INSERT INTO recipients (user_id) VALUES ($1) ON CONFLICT DO NOTHING", user_id)

@@ -17,8 +17,9 @@ class SealedLink(msgspec.Struct, frozen=True):
     valid_hours: int
 
 
-class UserRegistered(Event, frozen=True, kw_only=True):
-    TYPE: ClassVar = "user.registered.v1"
+class _Profile(Event, frozen=True, kw_only=True):
+    """The whole account as it is at that version."""
+
     TOPIC: ClassVar = TOPIC
     KEY: ClassVar = "user_id"
 
@@ -27,19 +28,16 @@ class UserRegistered(Event, frozen=True, kw_only=True):
     display_name: str
     locale: str
     version: int
+
+
+class UserRegistered(_Profile, frozen=True, kw_only=True):
+    TYPE: ClassVar = "user.registered.v1"
+
     link: SealedLink
 
 
-class UserUpdated(Event, frozen=True, kw_only=True):
+class UserUpdated(_Profile, frozen=True, kw_only=True):
     TYPE: ClassVar = "user.updated.v1"
-    TOPIC: ClassVar = TOPIC
-    KEY: ClassVar = "user_id"
-
-    user_id: UUID
-    email: str
-    display_name: str
-    locale: str
-    version: int
 
 
 class UserVerificationRequested(Event, frozen=True, kw_only=True):
