@@ -4,12 +4,13 @@
 
 Every combination runs once a round, in turn, and its figure is the median of the rounds, so that what else the machine
 does hits all of them alike. Compare the ratios; the absolute numbers are this machine's. 64 tasks a process ask without
-a pause; a write is an INSERT of one row in a transaction of its own, made durable (fsync on).
+a pause, through `Database` as a service does. A write is BEGIN, an INSERT of a row and COMMIT, made durable (fsync on).
 """
 
 import argparse
 import asyncio
 import multiprocessing
+import random
 import statistics
 import tempfile
 import time
@@ -17,9 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import uvloop
 
 from devstack.stack import Stack
 from devstack.topology import Topology
+from shared import logs, migrate
+from shared.database import Connection, Database
+from shared.health import Health
+from shared.settings import DataSettings
 
 _TASKS = 64
 _ROWS = 10_000
@@ -39,43 +45,50 @@ class Case:
 
 async def _load(url: str, case: Case, seconds: float) -> int:
     """Operations done in `seconds` by one process."""
-    pool = await asyncpg.create_pool(
-        url,
-        min_size=case.pool,
-        max_size=case.pool,
-        statement_cache_size=100 if case.through == "direct" else 0,
-        reset=_no_reset,
+    settings = DataSettings(
+        database_url=url,
+        database_pool_max=case.pool,
+        database_pgbouncer=case.through == "pgbouncer",
+        database_acquire_seconds=30,
+        bus="inline",
     )
-    done, until = 0, time.monotonic() + seconds
+    done = 0
+    async with Database.opened("bench", settings, Health()) as db:
+        await asyncio.gather(*(_once(db, case) for _ in range(case.pool)))  # connections are open afterwards
+        until = time.monotonic() + seconds
 
-    async def client(number: int) -> None:
-        nonlocal done
-        while time.monotonic() < until:
-            if case.what == "read":
-                await pool.fetchval(READ, (number * 7919 + done) % _ROWS)
-            else:
-                await pool.execute(WRITE, "row")
-            done += 1
+        async def client() -> None:
+            nonlocal done
+            while time.monotonic() < until:
+                await _once(db, case)
+                done += 1
 
-    try:
-        await asyncio.gather(*(client(number) for number in range(_TASKS)))
-    finally:
-        await pool.close()
+        await asyncio.gather(*(client() for _ in range(_TASKS)))
     return done
 
 
-async def _no_reset(_connection: object) -> None:
-    """As the platform's pools do."""
+async def _once(db: Database, case: Case) -> None:
+    if case.what == "read":
+        await db.read(_read, random.randrange(_ROWS))
+    else:
+        async with db.transaction() as tx:
+            await tx.execute(WRITE, "row")
+
+
+async def _read(connection: Connection, number: int) -> object:
+    return await connection.fetchval(READ, number)
 
 
 def _process(url: str, case: Case, seconds: float) -> int:
-    return asyncio.run(_load(url, case, seconds))
+    return uvloop.run(_load(url, case, seconds))
 
 
 async def measure(urls: dict[str, str], cases: list[Case], rounds: int, seconds: float) -> dict[Case, float]:
     """Operations a second of each case: the median of the rounds."""
     found: dict[Case, list[float]] = {case: [] for case in cases}
-    with multiprocessing.get_context("spawn").Pool(max(case.processes for case in cases)) as workers:
+    with multiprocessing.get_context("spawn").Pool(
+        max(case.processes for case in cases), initializer=logs.setup, initargs=("bench", "error")
+    ) as workers:
         for _ in range(rounds):
             for case in cases:
                 work = [(urls[case.through], case, seconds)] * case.processes
@@ -99,19 +112,16 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         topology = Topology.backing(replicas=0, redis=0, broker="none", pgbouncer=True)
         async with Stack(topology, root=Path(root), keep_data=False) as stack:
-            connection = await asyncpg.connect(stack.urls.postgres_primary)
+            await migrate.bootstrap(stack.urls.postgres_primary, {"bench": "bench"})
+            place = stack.urls.postgres_primary.rsplit("@", 1)[1]
+            urls = {"direct": f"postgresql://bench:bench@{place}", "pgbouncer": stack.pooled_urls("bench", "bench")[0]}
+            connection = await asyncpg.connect(urls["direct"])
             await connection.execute(
                 "CREATE TABLE bench_rows (id int PRIMARY KEY, name text);"
                 "CREATE TABLE bench_writes (id bigserial PRIMARY KEY, name text);"
                 f"INSERT INTO bench_rows SELECT n, 'row ' || n FROM generate_series(0, {_ROWS - 1}) n;"
-                "CREATE ROLE bench LOGIN PASSWORD 'bench'; GRANT ALL ON bench_rows, bench_writes TO bench;"
-                "GRANT CONNECT ON DATABASE tenfold TO bench; GRANT USAGE ON SCHEMA public TO bench;"
-                "GRANT USAGE ON SEQUENCE bench_writes_id_seq TO bench;"
             )
             await connection.close()
-            direct = stack.urls.postgres_primary
-            place = direct.rsplit("@", 1)[1]
-            urls = {"direct": f"postgresql://bench:bench@{place}", "pgbouncer": stack.pooled_urls("bench", "bench")[0]}
             rates = await measure(urls, cases, given.rounds, given.seconds)
     for what in ("read", "write"):
         base = rates[Case(what, "direct", 1, 1)]
