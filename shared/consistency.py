@@ -40,7 +40,7 @@ class Positions:
     def __init__(self, token: str | None = None) -> None:
         self._positions: dict[str, Position] = {}
         self.written = False
-        for entry in (token or "").split(".")[:_MAX_ENTRIES]:
+        for entry in token.split(".")[:_MAX_ENTRIES] if token else ():
             if match := _ENTRY.fullmatch(entry):
                 self._positions[match[1]] = Position(int(match[2], 16), int(match[3], 16))
 

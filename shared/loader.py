@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextvars import Context
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared import consistency
 from shared.consistency import Positions
@@ -78,6 +78,9 @@ class Loader(Generic[K, V]):
                     self._see_to_it()
                     consistency.assume(needed)
                     await self._run(batch)
+                except BaseException:
+                    _abandon(batch)
+                    raise
                 finally:
                     self._busy -= 1
                 await asyncio.sleep(0)  # whoever has been answered may ask on
@@ -93,22 +96,29 @@ class Loader(Generic[K, V]):
     async def _run(self, batch: dict[K, list["asyncio.Future[V | None]"]]) -> None:
         try:
             rows = await self._db.read(self._query, list(batch))
-        except BaseException as error:
-            if len(batch) == 1 or isinstance(error, TenfoldError) or not isinstance(error, Exception):
-                for answers in batch.values():
-                    _refuse(answers, error)
-                if isinstance(error, Exception):
-                    return
-                raise
-            # One caller's key that cannot be asked for must not fail the others.
-            for key, answers in batch.items():
-                await self._run({key: answers})
+        except Exception as error:  # noqa: BLE001 - it is the callers'
+            if len(batch) > 1 and not isinstance(error, TenfoldError):
+                # One caller's key that cannot be asked for must not fail the others.
+                for key, answers in batch.items():
+                    await self._run({key: answers})
+                return
+            for answers in batch.values():
+                for answer in answers:
+                    if not answer.done():
+                        answer.set_exception(error)
             return
         for key, answers in batch.items():
             row = rows.get(key)
             for answer in answers:
                 if not answer.done():
                     answer.set_result(row)
+
+
+def _abandon(batch: Mapping[Any, Sequence["asyncio.Future[Any]"]]) -> None:
+    """Nobody waits for ever for a worker that was cancelled."""
+    for answers in batch.values():
+        for answer in answers:
+            answer.cancel()  # where it is not done
 
 
 async def fetch_by_key(connection: Connection, select: str, type_: str, keys: Sequence[object]) -> list[Record]:
@@ -120,11 +130,3 @@ async def fetch_by_key(connection: Connection, select: str, type_: str, keys: Se
     if len(keys) == 1:
         return await connection.fetch(f"{select} = $1", keys[0])
     return await connection.fetch(f"{select} = ANY ($1::{type_}[])", keys)
-
-
-def _refuse(answers: Sequence["asyncio.Future[V | None]"], error: BaseException) -> None:
-    for answer in answers:
-        if isinstance(error, asyncio.CancelledError):
-            answer.cancel()
-        elif not answer.done():
-            answer.set_exception(error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -103,18 +104,25 @@ async def backend(connection: Connection) -> int:
     return int(await connection.fetchval("SELECT pg_backend_pid()"))
 
 
-@pytest.mark.skipif(PGBOUNCER, reason="its connections are others")
 async def test_replaced_connections_are_closed_before_others_are_opened(alone: DataSettings, health: Health) -> None:
     settings = msgspec.structs.replace(alone, database_pool_max=1)
     async with Database.opened("things", settings, health) as db:
-        backends = []
+        pool, opened, open_another = db._primary.pool, [], db._primary.pool._connect
+
+        async def connect() -> Any:
+            assert all(connection.is_closed() for connection in opened)
+            opened.append(await open_another())
+            return opened[-1]
+
+        pool._connect = connect
+        pool.expire()
         for _ in range(20):
-            db._primary.pool.expire()
             async with db.transaction() as tx:
-                db._primary.pool.expire()  # and while it is in use
-                backends.append(await backend(tx))
-                assert await tx.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = current_user") <= 2
-        assert len(set(backends)) == 20
+                await things.where(tx)
+                pool.expire()  # while it is in use
+            await db.read(things.where)
+            pool.expire()  # while it is free
+        assert len(opened) == 40
 
 
 @pytest.mark.skipif(PGBOUNCER, reason="its connections are others")
