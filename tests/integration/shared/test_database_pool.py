@@ -107,7 +107,8 @@ async def backend(connection: Connection) -> int:
 async def test_replaced_connections_are_closed_before_others_are_opened(alone: DataSettings, health: Health) -> None:
     settings = msgspec.structs.replace(alone, database_pool_max=1)
     async with Database.opened("things", settings, health) as db:
-        pool, opened, open_another = db._primary.pool, [], db._primary.pool._connect
+        pool, open_another = db._primary.pool, db._primary.pool._connect
+        opened: list[Any] = []
 
         async def connect() -> Any:
             assert all(connection.is_closed() for connection in opened)
