@@ -69,6 +69,14 @@ class Transaction:
         for callback in self._after_commit:
             callback()
 
+    def ended(self) -> None:
+        """From here on the connection is somebody else's."""
+        self.fetch = self.fetchrow = self.fetchval = self.execute = self.executemany = _refuse
+
+
+async def _refuse(*_: object) -> NoReturn:
+    raise RuntimeError("the transaction has ended")
+
 
 class Database:
     """The primary, its replicas, and which of them may answer a read. Open it with `Database.opened`."""
@@ -125,9 +133,9 @@ class Database:
         try:
             slot = self._primary.take() or await self._primary.acquire()
             connection = slot.connection
+            tx = Transaction(connection)
             try:
                 await connection.execute("BEGIN")
-                tx = Transaction(connection)
                 yield tx
                 # The server answers a COMMIT after a failed statement with a rollback, and no error.
                 if await connection.execute("COMMIT") != "COMMIT":
@@ -136,8 +144,10 @@ class Database:
                 if consistency.is_tracked() and not await self._note_position(connection):
                     slot.outdated = True
             except BaseException as error:
+                tx.ended()
                 await self._primary.recover(slot, error)
                 raise
+            tx.ended()
             self._primary.pool.give_back(slot)
         except _DRIVER_ERRORS as error:
             self._raise_meaning(error)

@@ -122,9 +122,10 @@ class Server(ABC):
     async def recover(self, slot: Slot, error: BaseException) -> None:
         """Give back the connection on which `error` befell its user.
 
-        Who is cancelled, or whose statement hangs, leaves at once; the connection is set right behind its back.
+        Who is cancelled, or whose statement hangs, leaves at once; the connection is set right behind its back. So it
+        is when the driver refused a call, which is how it says that another statement is still under way.
         """
-        if isinstance(error, (TimeoutError, asyncio.CancelledError, GeneratorExit)):
+        if isinstance(error, (TimeoutError, asyncio.CancelledError, GeneratorExit, asyncpg.InterfaceError)):
             self.pool.run_behind(self._set_right(slot))
         elif slot.is_open() and slot.connection.is_in_transaction():
             await asyncio.shield(self.pool.run_behind(self._set_right(slot)))

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -6,7 +7,7 @@ import msgspec
 import pytest
 
 from shared import consistency
-from shared.database import Database
+from shared.database import Connection, Database
 from shared.errors import Unavailable
 from shared.health import Health
 from shared.ids import new_id
@@ -72,6 +73,30 @@ async def test_a_failed_block_leaves_nothing(db: Database) -> None:
             raise RuntimeError
     assert not await db.read(things.exists, thing_id)
     assert called == []
+
+
+async def test_a_transaction_is_of_no_use_after_its_block(db: Database) -> None:
+    async with db.transaction() as committed:
+        pass
+    with suppress(LookupError):
+        async with db.transaction() as failed:
+            raise LookupError
+    for tx in (committed, failed):
+        with pytest.raises(RuntimeError, match="has ended"):
+            await tx.fetchval("SELECT 1")
+
+
+async def test_who_leaves_a_statement_running_does_not_trouble_the_next(
+    data_settings: DataSettings, health: Health
+) -> None:
+    async def two_at_once(connection: Connection) -> None:
+        await asyncio.gather(connection.execute("SELECT pg_sleep(60)"), connection.execute("SELECT 1"))
+
+    settings = msgspec.structs.replace(data_settings, database_replica_urls=(), database_pool_max=1)
+    async with Database.opened("things", settings, health) as db:
+        with pytest.raises(asyncpg.InterfaceError, match="in progress"):
+            await db.read(two_at_once)
+        assert await db.read(things.where) == "primary"
 
 
 async def test_a_block_that_swallows_a_statement_s_error_does_not_pass_for_committed(db: Database) -> None:
