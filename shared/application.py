@@ -23,7 +23,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import hdrs, web
 
-from shared import idempotency
+from shared import idempotency, metrics
 from shared.auth import Principal, Role, TokenVerifier
 from shared.errors import (
     FieldError,
@@ -33,9 +33,11 @@ from shared.errors import (
     NotFound,
     PreconditionFailed,
     Unauthenticated,
+    Unavailable,
     UnsupportedType,
 )
-from shared.middleware import CONTEXT, MIDDLEWARES, ROUTE, STREAMING, Context, set_answer_headers
+from shared.middleware import CONTEXT, LIMITED, MIDDLEWARES, ROUTE, STREAMING, Context, set_answer_headers
+from shared.resilience import AdaptiveLimit
 from shared.settings import ProcessSettings
 
 T = TypeVar("T")
@@ -72,8 +74,13 @@ NO_CONTENT: Reply[None] = Reply(None)
 
 @dataclass(frozen=True)
 class Route:
-    """A line of the URL table. `consumes` lists content types of a body that the handler reads itself; `idempotent`
-    says that it takes an Idempotency-Key, with `call.once`."""
+    """A line of the URL table.
+
+    `consumes` lists content types of a body that the handler reads itself; `idempotent` says that it takes an
+    Idempotency-Key, with `call.once`. A `streaming` route may take as long as it takes, and bounds itself. Under
+    overload `first` is refused last, and its times tell nothing: what others depend on, and what waits for something
+    that has a bound of its own.
+    """
 
     method: str
     path: str
@@ -83,6 +90,7 @@ class Route:
     streaming: bool = False
     consumes: tuple[str, ...] = ()
     idempotent: bool = False
+    first: bool = False
 
     @functools.cached_property
     def signature(self) -> "Signature":
@@ -168,7 +176,10 @@ def build(
     """The application of `service`. Routes that need a token need a `verifier`."""
     app = web.Application(middlewares=MIDDLEWARES, client_max_size=settings.max_body_bytes)
     app[SERVICE] = service
-    app[CONTEXT] = Context(service, settings.request_timeout_seconds)
+    limit = AdaptiveLimit(settings.max_concurrent_requests)
+    metrics.HTTP_LIMIT.labels(service).set_function(lambda: limit.limit)
+    metrics.HTTP_IN_FLIGHT.labels(service).set_function(lambda: limit.in_flight)
+    app[CONTEXT] = Context(service, settings.request_timeout_seconds, limit)
     app.on_response_prepare.append(set_answer_headers)
     own_head = {route.path for route in routes if route.method == hdrs.METH_HEAD}
     for route in routes:
@@ -177,10 +188,12 @@ def build(
         # RFC 9110, 9.3.2: HEAD is answered like GET; aiohttp leaves out the body. A stream has to be asked for itself.
         answers_head = route.method == hdrs.METH_GET and not route.streaming and route.path not in own_head
         for method in (route.method, hdrs.METH_HEAD) if answers_head else (route.method,):
-            added = app.router.add_route(method, _pattern(route), _endpoint(route, verifier))
+            added = app.router.add_route(method, _pattern(route), _endpoint(route, verifier, limit))
             ROUTE[added] = route.path
             if route.streaming:
                 STREAMING.add(added)
+            if not (route.streaming or route.first):
+                LIMITED.add(added)
     if documentation is not None:
         document = _encoder.encode(documentation())
         ROUTE[app.router.add_get("/openapi.json", _constant(document))] = "/openapi.json"
@@ -200,8 +213,10 @@ def _constant(document: bytes) -> Callable[[web.Request], Awaitable[web.StreamRe
     return answer
 
 
-def _endpoint(route: Route, verifier: TokenVerifier | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    signature = route.signature
+def _endpoint(
+    route: Route, verifier: TokenVerifier | None, limit: AdaptiveLimit
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    signature, kind = route.signature, f"{route.method} {route.path}"
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         principal = await authenticate(request.headers.get(hdrs.AUTHORIZATION), route.access, verifier)
@@ -214,7 +229,21 @@ def _endpoint(route: Route, verifier: TokenVerifier | None) -> Callable[[web.Req
         if signature.body is not None:
             raw = await _json_bytes(request)
             arguments["body"] = decode_body(raw, signature.body)
-        answer = await route.handler(Call(request, principal, raw), **arguments)
+        call = Call(request, principal, raw)
+        if route.streaming:
+            answer = await route.handler(call, **arguments)
+        else:
+            # Only now that the body is here: who sends it slowly takes nobody's place.
+            began, answer = limit.take(first=route.first), None
+            if began is None:
+                raise Unavailable("overloaded")
+            try:
+                answer = await route.handler(call, **arguments)
+            finally:
+                if answer is None or route.first:
+                    limit.give_up()
+                else:
+                    limit.give(kind, began)
         return answer if isinstance(answer, web.StreamResponse) else _render(request, answer, route.status)
 
     return endpoint

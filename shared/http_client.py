@@ -1,22 +1,22 @@
-"""Calls to other services: bounded by the caller's deadline, spread over instances, retried only where that is safe.
+"""Calls to other services, bounded by the caller's deadline (docs/resilience.md says what else bounds them).
 
 The deadline travels as `Request-Timeout` (milliseconds left) and shrinks at each hop.
 """
 
 import asyncio
-import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
 from shared import tracing
 from shared.errors import DeadlineExceeded, Unavailable
+from shared.resilience import Fleet
 
 T = TypeVar("T")
 
@@ -24,9 +24,6 @@ DEADLINE_HEADER = "Request-Timeout"
 _ATTEMPTS = 3
 _CONNECT_SECONDS = 1.0
 _FIRST_DELAY_SECONDS = 0.02
-_RETRIES_A_CALL = 0.2
-_RETRIES_A_SECOND = 3.0
-_RETRIES_AT_ONCE = 10.0
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
@@ -61,56 +58,68 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield opened
 
 
-class RetryBudget:
-    """How many calls may be tried again: a fifth of them and a few a second, so that retries never become the load."""
-
-    def __init__(self) -> None:
-        self._left = _RETRIES_AT_ONCE
-        self._filled_at = time.monotonic()
-
-    def called(self) -> None:
-        self._left = min(_RETRIES_AT_ONCE, self._left + _RETRIES_A_CALL)
-
-    def granted(self) -> bool:
-        """Whether one more try may be made; counts it."""
-        now = time.monotonic()
-        self._left = min(_RETRIES_AT_ONCE, self._left + (now - self._filled_at) * _RETRIES_A_SECOND)
-        self._filled_at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class ServiceClient:
-    """Reads from one service, which runs at `instances` (base URLs)."""
+    """Reads from one service. Its instances, and what is known of how it fares, are those of `fleet`."""
 
-    def __init__(self, name: str, instances: Sequence[str], http: aiohttp.ClientSession) -> None:
-        self._name = name
+    def __init__(self, fleet: Fleet[Any], http: aiohttp.ClientSession) -> None:
+        self._fleet = fleet
         self._http = http
-        self._retries = RetryBudget()
-        self._instances = itertools.cycle(random.sample(list(instances), len(instances)))
 
     async def get(self, path: str, type_: type[T], *, headers: dict[str, str], timeout: float) -> T:
         """GET `path` decoded as `type_`. Tries other instances; raises `Unavailable` or `DeadlineExceeded`."""
-        self._retries.called()
-        with deadline(timeout):
-            for attempt in range(1, _ATTEMPTS + 1):
+        fleet = self._fleet
+        fleet.enter()
+        began, found = fleet.take(), None
+        try:
+            with deadline(timeout):
+                found = await self._try(path, type_, headers, timeout)
+        finally:
+            if found is None:
+                fleet.limit.give_up()
+            else:
+                fleet.limit.give(path, began)
+        return found
+
+    async def _try(self, path: str, type_: type[T], headers: dict[str, str], timeout: float) -> T:
+        fleet = self._fleet
+        tried: list[Any] = []
+        # A service is not judged by what callers do not wait for: they could have it left alone for everybody.
+        hurried = remaining(timeout) < timeout * 0.9
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
                 left = remaining(timeout)
-                outgoing = {**headers, DEADLINE_HEADER: str(int(left * 1000))}
-                if parent := tracing.traceparent():
-                    outgoing["traceparent"] = parent
-                try:
-                    async with self._http.get(
-                        next(self._instances) + path, headers=outgoing, timeout=aiohttp.ClientTimeout(total=left)
-                    ) as response:
-                        if response.status == 200:
-                            return msgspec.json.decode(await response.read(), type=type_)
-                        if response.status < 500:
-                            raise Unavailable(f"{self._name} answered {response.status}")
-                except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError):
-                    pass
-                if attempt == _ATTEMPTS or not self._retries.granted():
-                    break
-                await asyncio.sleep(_FIRST_DELAY_SECONDS * 2**attempt * random.random())  # noqa: S311 - jitter
-        raise Unavailable(f"{self._name} does not answer")
+            except DeadlineExceeded:
+                if tried:
+                    fleet.breaker.failed()
+                raise
+            instance = fleet.instances.choose(tried) or fleet.instances.choose()
+            if instance is None:
+                break
+            outgoing = {**headers, DEADLINE_HEADER: str(int(left * 1000))}
+            if parent := tracing.traceparent():
+                outgoing["traceparent"] = parent
+            instance.in_flight += 1
+            try:
+                async with self._http.get(
+                    instance.url + path, headers=outgoing, timeout=aiohttp.ClientTimeout(left, _CONNECT_SECONDS)
+                ) as response:
+                    raw = await response.read()
+                fleet.answered(instance, response.status)
+                if response.status == 200:
+                    return msgspec.json.decode(raw, type=type_)
+                if response.status < 500:
+                    raise Unavailable(f"{fleet.name} answered {response.status}")
+            except TimeoutError:
+                if hurried:
+                    raise DeadlineExceeded from None
+                fleet.failed(instance)
+            except (aiohttp.ClientError, msgspec.DecodeError):
+                fleet.failed(instance)
+            finally:
+                instance.in_flight -= 1
+            tried.append(instance)
+            if attempt == _ATTEMPTS or not fleet.try_again():
+                break
+            await asyncio.sleep(_FIRST_DELAY_SECONDS * 2**attempt * random.random())  # noqa: S311 - jitter
+        fleet.breaker.failed()
+        raise Unavailable(f"{fleet.name} does not answer")

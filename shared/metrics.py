@@ -20,6 +20,9 @@ REQUEST_DURATION = Histogram(
     ("service", "http_request_method", "http_route", "http_response_status_code"),
     buckets=DURATION_BUCKETS,
 )
+HTTP_LIMIT = Gauge("tenfold_http_concurrency_limit_requests", "Requests that may be under way", ("service",))
+HTTP_IN_FLIGHT = Gauge("tenfold_http_in_flight_requests", "Requests under way, streams not counted", ("service",))
+HTTP_SHED = Counter("tenfold_http_shed_total", "Requests refused at once under overload", ("service",))
 LOOP_LAG = Histogram(
     "tenfold_loop_lag_seconds",
     "How late the event loop runs a timer",

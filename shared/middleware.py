@@ -22,9 +22,11 @@ from shared.errors import (
     NotFound,
     TenfoldError,
     TooLarge,
+    Unavailable,
 )
 from shared.ids import new_text
 from shared.logs import get_logger
+from shared.resilience.limit import AdaptiveLimit
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -37,15 +39,18 @@ _POSITIONS = web.RequestKey("positions", consistency.Positions)
 _ID = web.RequestKey("request_id", str)
 _STARTED = web.RequestKey("started", web.StreamResponse)
 
-# The template of a route, for names in telemetry; and the routes whose answer may take as long as it takes.
+# The template of a route, for names in telemetry; the routes whose answer may take as long as it takes; and those that
+# are refused under overload.
 ROUTE: "WeakKeyDictionary[web.AbstractRoute, str]" = WeakKeyDictionary()
 STREAMING: "WeakSet[web.AbstractRoute]" = WeakSet()
+LIMITED: "WeakSet[web.AbstractRoute]" = WeakSet()
 
 
 @dataclass(frozen=True)
 class Context:
     service: str
     request_timeout_seconds: float
+    limit: AdaptiveLimit
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
@@ -81,10 +86,21 @@ async def set_answer_headers(request: web.Request, response: web.StreamResponse)
         response.headers[consistency.HEADER] = positions.token()
 
 
+def _shed(request: web.Request, context: Context) -> web.Response:
+    """Refuses before anything is spent on the request, its line in the log included: most of overload is this."""
+    metrics.child(metrics.HTTP_SHED, context.service).inc()
+    response = problem_response(Unavailable("overloaded"))
+    if request.can_read_body and not request.content.at_eof():
+        response.force_close()
+    return response
+
+
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Outermost: it sees the answer that the caller sees."""
     context = request.app[CONTEXT]
+    if context.limit.full and request.match_info.route in LIMITED:
+        return _shed(request, context)
     route = ROUTE.get(request.match_info.route, "unmatched")
     started = time.perf_counter()
     status = 499  # the caller went away

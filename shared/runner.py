@@ -10,6 +10,7 @@ Exit status: 0 stopped, 1 failed, 78 configured wrongly.
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -20,10 +21,11 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import aiohttp
 import asyncpg
+import msgspec
 import uvloop
 from aiohttp import http_parser, web
 
-from shared import budget, http_client, logs, metrics, migrate, settings, tracing
+from shared import budget, http_client, logs, metrics, migrate, settings, tracing, workers
 from shared.bus import InlineBus, KafkaBus
 from shared.errors import TenfoldError
 from shared.health import Health, admin_application
@@ -193,7 +195,36 @@ def run(roles: Sequence[tuple[Service[Any], str]], environ: Mapping[str, str] = 
     ):
         return _refuse(["aiohttp: its C extensions are missing, and its Python parser accepts other requests"])
     name = roles[0][0].name if len({service.name for service, _ in roles}) == 1 else "tenfold"
-    logs.setup(name, parts[0].settings.log_level)
+    common: ProcessSettings = parts[0].settings
+    logs.setup(name, common.log_level)
+    _allow_files()
+    if common.workers > 1:
+        return workers.run(
+            common.workers, lambda index: _run(name, [_of_worker(part, index, common.workers) for part in parts])
+        )
+    return _run(name, parts)
+
+
+def _allow_files() -> None:
+    """As many open files, which connections are, as we may have: the usual 1024 are fewer than our callers."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _of_worker(part: Part[Any], index: int, number: int) -> Part[Any]:
+    """What differs among the processes that share a port, and what there is so many times."""
+    own: ProcessSettings = msgspec.structs.replace(
+        part.settings, admin_port=part.settings.admin_port + index, reuse_port=True
+    )
+    if isinstance(own, DataSettings):
+        member = None if own.kafka_instance_id is None else f"{own.kafka_instance_id}-{index}"
+        pools = own.database_pools * number
+        own = msgspec.structs.replace(own, kafka_instance_id=member, database_pools=pools)
+    return Part(part.service, part.role, own)
+
+
+def _run(name: str, parts: Sequence[Part[Any]]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(name, parts))

@@ -38,10 +38,12 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     port: Port = 8000
     admin_port: Port = 9000
     reuse_port: bool = False
+    workers: Count = 1  # processes that share the port; each takes the next ADMIN_PORT
     drain_seconds: Seconds = 5.0
     shutdown_seconds: Seconds = 20.0
     request_timeout_seconds: Seconds = 30.0
     max_body_bytes: Count = 64 * 1024
+    max_concurrent_requests: Count = 500  # the cap of a limit that adapts
     max_connections: Count = 10_000  # to one port
     head_seconds: Timeout = 10.0  # for the head of a request
     stall_seconds: Timeout = 30.0  # without progress of a body, or of an answer being taken

@@ -20,6 +20,19 @@ class FixedClock:
         self._now += timedelta(seconds=seconds)
 
 
+class Ticks:
+    """In place of `time.monotonic`: seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def move(self, seconds: float) -> None:
+        self._now += seconds
+
+
 async def eventually(ask: Callable[[], Awaitable[T]], *, within: float = 15.0, every: float = 0.05) -> T:
     """The first truthy answer of `ask`. Fails with the last answer or error when there is none in `within` seconds."""
     until = time.monotonic() + within

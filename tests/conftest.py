@@ -1,6 +1,7 @@
 """What all tests share: real servers, started once a session when the first test asks for them."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -23,6 +24,13 @@ async def backing(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if (broker := config.stash.get(_BROKER, None)) is not None:
         terminalreporter.write_line(f"broker: {broker}")
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[AsyncExitStack]:
+    """Closes what a test entered, in reverse order."""
+    async with AsyncExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -94,6 +94,11 @@ class Alarm:
     def off(self) -> None:
         self._at = _NEVER
 
+    @property
+    def ringing(self) -> bool:
+        """Whether a cancellation that is under way is the alarm's."""
+        return self._rang
+
     def rang(self) -> bool:
         """Whether a cancellation that was just caught is the alarm's, and only that; it then is undone."""
         rang, self._rang = self._rang, False

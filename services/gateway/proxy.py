@@ -10,7 +10,6 @@ has: what `shared.middleware` does around a request is done here by `Proxy.answe
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -25,7 +24,6 @@ from services.gateway.cors import PREFLIGHT_HEADERS, Cors
 from services.gateway.door import Connection, Found
 from services.gateway.errors import AnswerBrokeOff, TooSlow
 from services.gateway.headers import Client, Seen
-from services.gateway.instances import Instances
 from services.gateway.limits import Limits
 from services.gateway.settings import Settings
 from services.gateway.upstream_pool import Answer, Pool, Unreachable, UpstreamError
@@ -35,6 +33,7 @@ from shared.application import authenticate
 from shared.auth import TokenVerifier
 from shared.errors import DeadlineExceeded, Malformed, TenfoldError, TooLarge, Unavailable
 from shared.logs import get_logger
+from shared.resilience import Fleet
 
 log = get_logger()
 
@@ -46,26 +45,6 @@ _CALLER_GONE = 499
 FAILURES = metrics.Counter(
     "tenfold_gateway_upstream_failures_total", "Requests a service did not answer whole", ("upstream", "reason")
 )
-
-
-class Pools:
-    """The connections to every instance of every service, closed together."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.by_service = {
-            name: Instances([Pool(url.rstrip("/"), settings.upstream_max_connections) for url in urls])
-            for name, urls in settings.upstream.items()
-        }
-
-    @classmethod
-    @asynccontextmanager
-    async def opened(cls, settings: Settings) -> "AsyncIterator[Pools]":
-        pools = cls(settings)
-        try:
-            yield pools
-        finally:
-            for instances in pools.by_service.values():
-                instances.close()
 
 
 @dataclass(slots=True)
@@ -82,6 +61,7 @@ class Request:
     client: Client
     status: int = _CALLER_GONE
     keep: bool = True
+    patient: bool = False  # whether a service that does not answer in time has had all the time that it may take
 
     @property
     def unread(self) -> bool:
@@ -132,7 +112,7 @@ class Proxy:
         self,
         upstream: Upstream,
         settings: Settings,
-        instances: Instances[Pool],
+        fleet: Fleet[Pool],
         verifier: TokenVerifier,
         limits: Limits,
         cors: Cors,
@@ -145,8 +125,7 @@ class Proxy:
         self._limits = limits
         self._cors = cors
         self._common = common
-        self._instances = instances
-        self._retries = http_client.RetryBudget()
+        self._fleet = fleet
         self._event_streams: set[Connection] = set()
 
     async def end_event_streams(self, _app: web.Application) -> None:
@@ -242,6 +221,7 @@ class Proxy:
         )
         if body is not None and length is not None:
             lines.append(f"Content-Length: {length}".encode())
+        request.patient = seconds >= self._settings.request_timeout_seconds
         answer = await self._in_time(request, lines, body, seconds, chunked=body is not None and length is None)
         try:
             await self._pass_back(request, answer, standing.lines())
@@ -270,30 +250,55 @@ class Proxy:
         raise DeadlineExceeded(f"{self._name} did not answer in time")
 
     async def _ask(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
-        """The head of the service's answer. Raises `Unavailable` when no instance gives one."""
-        method = request.message.method
+        """The head of the service's answer. Raises `Unavailable` when there is none, or none is to be asked for."""
+        fleet = self._fleet
+        fleet.enter()
+        if body is not None:  # it goes at its caller's pace, so it must not take a place that others wait for
+            return await self._try(request, lines, body, chunked=chunked)
+        began, answer = fleet.take(), None
+        try:
+            answer = await self._try(request, lines, None, chunked=False)
+        finally:
+            if answer is None:
+                fleet.limit.give_up()
+            else:
+                fleet.limit.give(request.found.rule.path, began)
+        return answer
+
+    async def _try(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
+        method, fleet = request.message.method, self._fleet
         # Not DELETE and PUT, though idempotent: the second one's answer would be another (404, 412).
         repeatable = body is None and method in _SAFE
-        order = self._instances.in_order()
-        if len(order) == 1 and repeatable:
-            order = order * 2
-        self._retries.called()
-        for attempt, instance in enumerate(order[:_ATTEMPTS]):
-            if attempt and not self._retries.granted():
+        tried: tuple[Pool, ...] = ()
+        for attempt in range(_ATTEMPTS):
+            if attempt and not fleet.try_again():
+                break
+            instance = fleet.instances.choose(tried) or (fleet.instances.choose() if repeatable else None)
+            if instance is None:
                 break
             try:
                 answer = await instance.ask(method, request.target, lines, body, chunked=chunked, repeatable=repeatable)
             except Unreachable as error:
-                self._instances.failed(instance)
+                fleet.failed(instance)
                 self._failed(request, "unreachable", error)
             except UpstreamError as error:
-                self._instances.failed(instance)
                 self._failed(request, "no_answer", error)
+                if body is not None and not body.finished:
+                    # It may be what the caller did that it broke off for, and nobody is to get a service closed so.
+                    raise Unavailable(f"{self._name} broke off") from None
+                fleet.failed(instance)
                 if not repeatable:
                     break
+            except asyncio.CancelledError:
+                if request.patient and request.caller.alarm.ringing and (body is None or body.finished):
+                    fleet.failed(instance)
+                    fleet.breaker.failed()
+                raise
             else:
-                self._instances.answered(instance)
+                fleet.answered(instance, answer.status, closes=answer.closes)
                 return answer
+            tried += (instance,)
+        fleet.breaker.failed()
         raise Unavailable(f"{self._name} does not answer")
 
     def _failed(self, request: Request, reason: str, error: Exception) -> None:

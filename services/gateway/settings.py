@@ -16,9 +16,9 @@ RateText = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{0,8}/[1-9]\d{0,6}$", d
 class Settings(ProcessSettings, frozen=True, kw_only=True):
     port: int = 8080
     jwks_url: str
-    # UPSTREAM_USERS, UPSTREAM_MEDIA, ...: by the names in `upstreams.py`
+    # UPSTREAM_USERS, UPSTREAM_MEDIA, ...: by the names in `upstreams.py`; dns+http:// is every address of a name
     upstream: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    upstream_max_connections: Count = 1000  # to one instance
+    upstream_max_connections: Count = 1000  # to one instance; and requests under way to one service
     upload_max_bytes: Count = 64 * 1024 * 1024
     idle_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0  # without a byte from the client or the service
     # All of the requests may come at once, so 200/4 is a burst of 200 and 50 a second in the long run.
@@ -32,8 +32,10 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     def check(self) -> list[str]:
         faults = [f"UPSTREAM_{u.name.upper()}: missing" for u in UPSTREAMS if not self.upstream.get(u.name)]
         for name, urls in self.upstream.items():
-            if any(not url.startswith(("http://", "https://")) for url in urls):
-                faults.append(f"UPSTREAM_{name.upper()}: takes a comma list of http:// or https:// addresses")
+            if any(not url.startswith(("http://", "https://", "dns+http://")) for url in urls):
+                faults.append(
+                    f"UPSTREAM_{name.upper()}: takes a comma list of http://, https:// or dns+http:// addresses"
+                )
         return faults
 
     def limits(self) -> dict[RouteClass, Limit]:

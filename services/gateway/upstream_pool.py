@@ -36,6 +36,7 @@ class Answer:
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.bodyless = method == "HEAD"
+        self.closes = False  # the connection, after this one
         self._connection = connection
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -236,6 +237,7 @@ class _Connection(asyncio.Protocol):
             answer.headers.clear()
         else:
             self._keep = self._parser.should_keep_alive()
+            answer.closes = not self._keep
             answer._begin(status)
             if answer.bodyless:
                 self.on_message_complete()
@@ -255,6 +257,7 @@ class Pool:
     """At most `connections` to `url` at a time; who comes later waits as long as a connection may take."""
 
     def __init__(self, url: str, connections: int, idle: int = 100) -> None:
+        self.url = url
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
@@ -311,7 +314,13 @@ class Pool:
             else:
                 return answer
 
+    def retire(self) -> None:
+        """Keep no connection beyond what is under way on it."""
+        self._most_idle = 0
+        self._drop_idle()
+
     def close(self) -> None:
+        """Cut what is under way, too."""
         for connection in self._open:
             connection.close()
 

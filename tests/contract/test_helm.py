@@ -70,7 +70,17 @@ def test_every_process_has_its_objects(objects: list[dict[str, Any]], kind: str)
 
 
 def test_only_apis_have_a_service(objects: list[dict[str, Any]]) -> None:
-    assert set(of_kind(objects, "Service")) == {name for name in PROCESSES if not name.endswith("-worker")}
+    apis = {name for name in PROCESSES if not name.endswith("-worker")}
+    headless = {f"{name}-instances" for name in apis if not name.endswith("-gateway")}
+    services = of_kind(objects, "Service")
+    assert set(services) == apis | headless
+    assert {name for name, service in services.items() if service["spec"].get("clusterIP") == "None"} == headless
+
+
+def test_the_gateway_looks_up_names_that_there_are(objects: list[dict[str, Any]]) -> None:
+    container = of_kind(objects, "Deployment")["shop-tenfold-gateway"]["spec"]["template"]["spec"]["containers"][0]
+    upstreams = {v["value"] for v in container["env"] if v["name"].startswith("UPSTREAM_")}
+    assert upstreams == {f"dns+http://{n}:8000" for n in of_kind(objects, "Service") if n.endswith("-instances")}
 
 
 def test_names_are_unique_within_a_kind(objects: list[dict[str, Any]]) -> None:
@@ -85,7 +95,7 @@ def test_selectors_meet_exactly_their_own_pods(objects: list[dict[str, Any]]) ->
         return {name for name, have in labels.items() if selector.items() <= have.items()}
 
     for name, service in of_kind(objects, "Service").items():
-        assert matched(service["spec"]["selector"]) == {name}
+        assert matched(service["spec"]["selector"]) == {name.removesuffix("-instances")}
     for name, deployment in of_kind(objects, "Deployment").items():
         assert matched(deployment["spec"]["selector"]["matchLabels"]) == {name}
 

@@ -50,13 +50,6 @@ class Keys:
 
 
 @pytest.fixture
-async def opened() -> AsyncIterator[AsyncExitStack]:
-    """Closes what a test entered, in reverse order."""
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
 async def keys(opened: AsyncExitStack) -> Keys:
     private = Ed25519PrivateKey.generate()
     jwk = jwt.algorithms.OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
