@@ -7,12 +7,13 @@ A service declares what it publishes in its `events.py`; who consumes one declar
 
 import builtins
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
+from asyncpg.pgproto import pgproto
 
 from shared import consistency, tracing
 from shared.clock import Clock, SystemClock
@@ -20,10 +21,11 @@ from shared.ids import new_id
 
 E = TypeVar("E", bound="Event")
 
-SPEC_VERSION = "1.0"
 TRACEPARENT = "traceparent"
 CONSISTENCY = "consistencytoken"  # CloudEvents extension attributes are lower case letters and digits only
+SPEC_VERSION = "1.0"
 _PREFIX = "ce_"
+_SPEC_VERSION = SPEC_VERSION.encode()
 _encoder = msgspec.json.Encoder()
 
 
@@ -42,8 +44,7 @@ class InvalidEnvelope(Exception):
     """The bytes from the broker are not one of our events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """An event on its way: CloudEvents attributes, and the JSON of the event as `data`."""
 
     id: UUID
@@ -53,69 +54,81 @@ class Envelope:
     key: str
     time: datetime
     data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    origin: str = field(default="", compare=False)
+    headers: Mapping[str, str] = {}
+    origin: str = ""
     """Where a broker had it: `topic/partition/offset`."""
 
     @classmethod
     def wrap(cls, event: Event, source: str, clock: Clock | None = None) -> "Envelope":
         """`event` as it leaves now, with the trace and the consistency token of the work in hand."""
+        return cls.wrap_all([event], source, clock)[0]
+
+    @classmethod
+    def wrap_all(cls, events: Iterable[Event], source: str, clock: Clock | None = None) -> "list[Envelope]":
         headers = {TRACEPARENT: tracing.traceparent(), CONSISTENCY: consistency.current().token()}
-        return cls(
-            id=new_id(),
-            type=event.TYPE,
-            source=source,
-            topic=event.TOPIC,
-            key=event.key(),
-            time=(clock or SystemClock()).now(),
-            data=_encoder.encode(event),
-            headers={name: value for name, value in headers.items() if value},
-        )
+        given = {name: value for name, value in headers.items() if value}
+        now = (clock or SystemClock()).now()
+        return [
+            cls(new_id(), event.TYPE, source, event.TOPIC, event.key(), now, _encoder.encode(event), given)
+            for event in events
+        ]
 
     def decode(self, view: builtins.type[E]) -> E:
         """The event as `view` sees it. Raises `msgspec.DecodeError` when it does not fit."""
-        return msgspec.json.decode(self.data, type=view)
+        event: E = _decoder(view).decode(self.data)
+        return event
 
     def to_record(self) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
         """Key, value and headers for Kafka."""
-        attributes = {
-            "id": str(self.id),
-            "type": self.type,
-            "source": self.source,
-            "specversion": SPEC_VERSION,
-            "time": self.time.isoformat(),
-            "subject": self.key,
-            **{name: value for name, value in self.headers.items() if name != TRACEPARENT},
-        }
-        headers = [(f"{_PREFIX}{name}", value.encode()) for name, value in attributes.items()]
-        headers.append(("content-type", b"application/json"))
-        if parent := self.headers.get(TRACEPARENT):
-            headers.append((TRACEPARENT, parent.encode()))
-        return self.key.encode(), self.data, headers
+        key = self.key.encode()
+        headers = [
+            ("ce_id", str(self.id).encode()),
+            ("ce_type", self.type.encode()),
+            ("ce_source", self.source.encode()),
+            ("ce_specversion", _SPEC_VERSION),
+            ("ce_time", self.time.isoformat().encode()),
+            ("ce_subject", key),
+            ("content-type", b"application/json"),
+        ]
+        for name, value in self.headers.items():
+            headers.append((name if name == TRACEPARENT else _PREFIX + name, value.encode()))
+        return key, self.data, headers
 
     @classmethod
     def from_record(cls, record: Any) -> "Envelope":
         """Raises `InvalidEnvelope` when required attributes are missing or wrong."""
         try:
-            found = {name: value.decode() for name, value in record.headers}
-            attributes = {name.removeprefix(_PREFIX): v for name, v in found.items() if name.startswith(_PREFIX)}
-            if attributes.pop("specversion") != SPEC_VERSION:
+            found = dict(record.headers)
+            if found.pop("ce_specversion") != _SPEC_VERSION:
                 raise InvalidEnvelope("another specversion")
-            if TRACEPARENT in found:
-                attributes[TRACEPARENT] = found[TRACEPARENT]
             return cls(
-                id=UUID(attributes.pop("id")),
-                type=attributes.pop("type"),
-                source=attributes.pop("source"),
-                topic=record.topic,
-                key=attributes.pop("subject"),
-                time=datetime.fromisoformat(attributes.pop("time")),
-                data=record.value or b"",
-                headers=attributes,
-                origin=origin(record),
+                pgproto.UUID(found.pop("ce_id").decode()),  # a `UUID` read in a tenth of the time
+                _text(found.pop("ce_type")),
+                _text(found.pop("ce_source")),
+                record.topic,
+                found.pop("ce_subject").decode(),
+                datetime.fromisoformat(found.pop("ce_time").decode()),
+                record.value or b"",
+                {
+                    name if name == TRACEPARENT else name[len(_PREFIX) :]: value.decode()
+                    for name, value in found.items()
+                    if name == TRACEPARENT or name.startswith(_PREFIX)
+                },
+                origin(record),
             )
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=1024)
+def _text(value: bytes) -> str:
+    """Of a header that has few values."""
+    return value.decode()
+
+
+@cache
+def _decoder(view: builtins.type[E]) -> "msgspec.json.Decoder[E]":
+    return msgspec.json.Decoder(view)
 
 
 class Bus(Protocol):

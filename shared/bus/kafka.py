@@ -1,14 +1,22 @@
 """A Kafka-protocol broker: sending what the relay hands over, and membership of consumer groups."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
-from typing import Any
 
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import (
+    BrokerResponseError,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    KafkaError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    UnknownProducerId,
+    for_code,
+)
 from aiokafka.partitioner import murmur2
 
 from shared.bus.member import CLOSE_SECONDS, Member, stopped
@@ -23,29 +31,29 @@ log = get_logger()
 
 _PUBLISH_SECONDS = 10.0
 _BATCH_BYTES = 256 * 1024
+_LARGEST_BYTES = 1_000_000  # a broker takes 1 MiB unless told otherwise, key and headers included
 _TOPIC_EXISTS = 36
+# Not an answer to what was sent: this producer's count of it and the broker's have come apart.
+_SEQUENCE_LOST = (OutOfOrderSequenceNumber, InvalidProducerEpoch, InvalidProducerIdMapping, UnknownProducerId)
 
 
 @lru_cache(maxsize=2**14)
-def _hash(key: bytes) -> int:
-    return int(murmur2(key)) & 0x7FFFFFFF
-
-
-def _partition(key: bytes, partitions: list[int], _available: list[int]) -> int:
-    """As every Kafka client does it. The client's own hash is Python, and half of what sending costs."""
-    return partitions[_hash(key) % len(partitions)]
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where every Kafka client puts a key. Remembered, for the client's hash is Python, and dearer than the rest."""
+    return (int(murmur2(key)) & 0x7FFFFFFF) % partitions
 
 
 class KafkaBus:
     """Producer and consumers on a Kafka-protocol broker. Open it with `KafkaBus.opened`."""
 
-    batch = 500
+    batch = 1000
 
     def __init__(self, settings: DataSettings, health: Health) -> None:
         self._settings = settings
         self._health = health
-        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._producers: dict[bool, aiokafka.AIOKafkaProducer] = {}
         self._producer_lock = asyncio.Lock()
+        self._suspects: set[str] = set()  # keys of batches that the broker refused
         self._topics: set[str] = set()
 
     @classmethod
@@ -56,41 +64,97 @@ class KafkaBus:
         try:
             yield bus
         finally:
-            await bus._drop_producer()
+            await bus._drop_producers()
 
     async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
         try:
             async with asyncio.timeout(_PUBLISH_SECONDS):
                 await self.ensure({envelope.topic for envelope in envelopes})
-                producer = await self._ready_producer()
-                return await self._send_all(producer, envelopes)
+                return await self._send_all(envelopes)
         except (TimeoutError, OSError, KafkaError) as error:
             # A producer that lost its broker may hang or answer OutOfOrderSequence for ever: make it anew.
-            await self._drop_producer()
+            await self._drop_producers()
             raise Unavailable("the broker is away") from error
 
-    @staticmethod
-    async def _send_all(producer: aiokafka.AIOKafkaProducer, envelopes: list[Envelope]) -> list[Exception | None]:
+    async def _send_all(self, envelopes: list[Envelope]) -> list[Exception | None]:
+        """Batches for each partition, side by side; suspects one by one, by a producer that does not count them."""
+        producer = await self._ready_producer(counting=True)
+        partitions = {topic: len(await producer.partitions_for(topic)) for topic in {e.topic for e in envelopes}}
+        places: dict[tuple[str, int], list[int]] = {}
+        suspects: dict[tuple[str, int, str], list[int]] = {}
+        for position, envelope in enumerate(envelopes):
+            topic, key = envelope.topic, envelope.key
+            partition = partition_of(key.encode(), partitions[topic])
+            if key in self._suspects:
+                suspects.setdefault((topic, partition, key), []).append(position)
+            else:
+                places.setdefault((topic, partition), []).append(position)
+        outcomes: list[Exception | None] = [None] * len(envelopes)
+        await asyncio.gather(
+            *(self._send(producer, *place, envelopes, inside, outcomes) for place, inside in places.items()),
+            *(self._send_one_by_one(*place, envelopes, inside, outcomes) for place, inside in suspects.items()),
+        )
+        return outcomes
+
+    async def _send(
+        self,
+        producer: aiokafka.AIOKafkaProducer,
+        topic: str,
+        partition: int,
+        envelopes: list[Envelope],
+        positions: list[int],
+        outcomes: list[Exception | None],
+    ) -> None:
+        """The events of one partition: each batch after the one before it is acknowledged, and none after a refusal."""
         failed: dict[str, Exception] = {}
-        sent: list[asyncio.Future[Any] | Exception] = []
-        for envelope in envelopes:
-            if envelope.key in failed:
-                sent.append(failed[envelope.key])
+        batches = [(producer.create_batch(), list[int]())]
+        for position in positions:
+            envelope = envelopes[position]
+            if len(envelope.data) > _LARGEST_BYTES:
+                failed.setdefault(envelope.key, MessageSizeTooLargeError(f"{len(envelope.data)} bytes"))
+            if failed and envelope.key in failed:
+                outcomes[position] = failed[envelope.key]
                 continue
             key, value, headers = envelope.to_record()
-            try:
-                sent.append(await producer.send(envelope.topic, value, key=key, headers=headers))
-            except KafkaError as error:  # this one cannot go at all, say it is too large
-                failed[envelope.key] = error
-                sent.append(error)
-        await producer.flush()
-        acknowledged = await asyncio.gather(*(s for s in sent if isinstance(s, asyncio.Future)), return_exceptions=True)
-        answers = iter(acknowledged)
-        outcomes: list[Exception | None] = []
-        for item in sent:
-            answer = item if isinstance(item, Exception) else next(answers)
-            outcomes.append(answer if isinstance(answer, Exception) else None)
-        return outcomes
+            batch, inside = batches[-1]
+            if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
+                batch, inside = producer.create_batch(), []
+                batches.append((batch, inside))
+                batch.append(key=key, value=value, timestamp=None, headers=headers)
+            inside.append(position)
+        refusal: Exception | None = None
+        for batch, inside in batches:
+            if refusal is None and inside:
+                refusal = await _refusal(producer.send_batch(batch, topic, partition=partition))
+                if refusal is not None:
+                    # One event of it is at fault, and which is found one by one. The broker goes on waiting for the
+                    # sequence numbers of what it refused; those of a new producer begin anew.
+                    log.warning("batch_refused", topic=topic, events=len(inside), error=repr(refusal))
+                    self._suspects.update(envelopes[position].key for position in inside)
+                    await self._drop_producers()
+            for position in inside:
+                outcomes[position] = refusal
+
+    async def _send_one_by_one(
+        self,
+        topic: str,
+        partition: int,
+        key: str,
+        envelopes: list[Envelope],
+        positions: list[int],
+        outcomes: list[Exception | None],
+    ) -> None:
+        producer = await self._ready_producer(counting=False)
+        refusal: Exception | None = None
+        for position in positions:
+            if refusal is None:
+                batch = producer.create_batch()
+                _, value, headers = envelopes[position].to_record()
+                batch.append(key=key.encode(), value=value, timestamp=None, headers=headers)
+                refusal = await _refusal(producer.send_batch(batch, topic, partition=partition))
+            outcomes[position] = refusal
+        if refusal is None:
+            self._suspects.discard(key)
 
     @asynccontextmanager
     async def consuming(self, consumer: Consumer, concurrency: int) -> AsyncIterator[None]:
@@ -132,26 +196,37 @@ class KafkaBus:
                     await admin.close()
         self._topics |= missing
 
-    async def _ready_producer(self) -> aiokafka.AIOKafkaProducer:
+    async def _ready_producer(self, *, counting: bool) -> aiokafka.AIOKafkaProducer:
+        """`counting`: with the sequence numbers by which the broker knows what it has already (idempotence)."""
         async with self._producer_lock:
-            if self._producer is None:
+            if counting not in self._producers:
                 producer = aiokafka.AIOKafkaProducer(
                     bootstrap_servers=list(self._settings.kafka_bootstrap),
                     acks="all",
-                    enable_idempotence=self._settings.kafka_idempotence,
+                    enable_idempotence=counting and self._settings.kafka_idempotence,
                     request_timeout_ms=int(_PUBLISH_SECONDS * 1000),
                     max_batch_size=_BATCH_BYTES,
-                    partitioner=_partition,
                 )
                 try:
                     await producer.start()
                 except BaseException:
                     await stopped(producer.stop)
                     raise
-                self._producer = producer
-            return self._producer
+                self._producers[counting] = producer
+            return self._producers[counting]
 
-    async def _drop_producer(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await stopped(producer.stop)
+    async def _drop_producers(self) -> None:
+        producers, self._producers = self._producers, {}
+        await asyncio.gather(*(stopped(producer.stop) for producer in producers.values()))
+
+
+async def _refusal(sending: Awaitable[Awaitable[object]]) -> Exception | None:
+    """Wait for the broker's answer to what is sent. Raises when there is none, or none that holds."""
+    try:
+        await (await sending)
+    except BrokerResponseError as error:
+        if error.retriable or isinstance(error, _SEQUENCE_LOST):
+            raise
+        refusal: Exception = error
+        return refusal
+    return None

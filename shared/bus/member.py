@@ -1,9 +1,9 @@
 """A member of a consumer group: fetch, let the consumer handle by key, commit what is done without a gap.
 
 Each key is a lane: one event at a time, and keys side by side. A partition's offset is committed up to the first event
-that is not done yet, so a slow key holds back no other, and a crash repeats events but loses none. A partition with
-too much in hand is paused. When partitions are taken away, or at the stop, what has begun is finished and committed and
-the rest is left to the next owner.
+that is not done yet, so a slow key holds back no other, and a crash repeats events but loses none. From a partition
+with enough in hand nothing is fetched. When partitions are taken away, or at the stop, what has begun is finished and
+committed and the rest is left to the next owner.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any
 
 import aiokafka
@@ -30,10 +31,14 @@ CLOSE_SECONDS = 5.0
 _ENSURE_SECONDS = 10.0
 _REBALANCE_SECONDS = 60.0
 _POLL_MS = 500
-_PAUSED_POLL_MS = 20
+_BUSY_POLL_MS = 20
 _COMMIT_SECONDS = 0.05
+# Of a partition with this much in hand nothing is fetched; so it has at most one more fetch of `_BATCH`, or 1 MiB.
 _IN_HAND = 1000
+_IN_HAND_BYTES = 8 * 1024 * 1024
 _BATCH = 1000
+_SMALL_BATCH = 16
+_EVER_MS = 2**31 - 1
 _LAG_SECONDS = 5.0
 
 
@@ -72,14 +77,14 @@ class _Partition:
         self.committed: int | None = None
         self.lanes: dict[bytes | None, deque[Any]] = {}
         self.queue: deque[Any] = deque()
+        self.in_batches = False
+        self.bytes_in_hand = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = asyncio.Event()
         self.moved_at = time.monotonic()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+    def is_hungry(self) -> bool:
+        return len(self.progress) < _IN_HAND and self.bytes_in_hand < _IN_HAND_BYTES
 
 
 class Member:
@@ -144,7 +149,8 @@ class Member:
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,
             rebalance_timeout_ms=int(_REBALANCE_SECONDS * 1000),
-            max_poll_interval_ms=300_000,
+            # It is not idle when it does not fetch: it has enough in hand, perhaps for as long as the database is away.
+            max_poll_interval_ms=_EVER_MS,
             fetch_max_wait_ms=_POLL_MS,
         )
 
@@ -158,7 +164,9 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._settings = settings
         self._gate = asyncio.Semaphore(concurrency)
         self._partitions: dict[Any, _Partition] = {}
-        self._progressed = asyncio.Event()
+        self._progressed = asyncio.Event()  # for the commits
+        self._finished = asyncio.Event()  # for the fetching
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def work(self, stopping: asyncio.Event) -> None:
         """Until `stopping`, or raise what ended it; in both cases what has begun is finished first."""
@@ -166,11 +174,11 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             asyncio.create_task(part) for part in (self._fetch(stopping), self._keep_committing(), self._keep_watch())
         ]
         try:
-            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait([*parts, self._failed], return_when=asyncio.FIRST_COMPLETED)
             for part in ended:
                 part.result()
         finally:
-            for part in parts:
+            for part in (*parts, self._failed):
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
             await self._hand_back()
@@ -204,19 +212,24 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _fetch(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             before = self._partitions
-            timeout = _PAUSED_POLL_MS if self._kafka.paused() else _POLL_MS
-            batches = await self._kafka.getmany(timeout_ms=timeout, max_records=_IN_HAND)
+            # Not `pause`: of a paused partition the client throws away what it has fetched and not yet handed over.
+            hungry = [key for key, partition in before.items() if partition.is_hungry()]
+            if before and not hungry:
+                await self._wait_for_progress()
+                continue
+            timeout = _POLL_MS if len(hungry) == len(before) else _BUSY_POLL_MS
+            batches = await self._kafka.getmany(*hungry, timeout_ms=timeout, max_records=_BATCH)
             if before is not self._partitions or not batches.keys() <= before.keys():
                 await self._refetch(batches)  # a rebalance came between
                 continue
             for key, records in batches.items():
                 self._take(before[key], records)
-            full = [key for key, partition in before.items() if len(partition.progress) >= _IN_HAND]
-            paused = self._kafka.paused()
-            free = [key for key in paused if key in before and len(before[key].progress) <= _IN_HAND // 2]
-            with suppress(IllegalStateError):
-                self._kafka.pause(*full)
-                self._kafka.resume(*free)
+
+    async def _wait_for_progress(self) -> None:
+        self._finished.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_MS / 1000):
+                await self._finished.wait()
 
     async def _refetch(self, batches: Any) -> None:
         """Let what was fetched go and go back to what is committed; nothing since the rebalance is in hand yet."""
@@ -231,18 +244,29 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _take(self, partition: _Partition, records: list[Any]) -> None:
         partition.progress.take(record.offset for record in records)
+        partition.bytes_in_hand += size(records)
         partition.moved_at = time.monotonic()
         if self._consumer.takes_batches:
-            idle = not partition.queue and not partition.tasks
             partition.queue.extend(records)
-            if idle:
-                partition.start(self._run_batches(partition))
+            if not partition.in_batches:
+                partition.in_batches = True
+                self._start(partition, self._run_batches(partition))
             return
         for record in records:
             if (lane := partition.lanes.get(record.key)) is None:
                 partition.lanes[record.key] = lane = deque()
-                partition.start(self._run_lane(partition, record.key, lane))
+                self._start(partition, self._run_lane(partition, record.key, lane))
             lane.append(record)
+
+    def _start(self, partition: _Partition, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        partition.tasks.add(task)
+        task.add_done_callback(partial(self._ended, partition))
+
+    def _ended(self, partition: _Partition, task: asyncio.Task[None]) -> None:
+        partition.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failed.done():
+            self._failed.set_exception(error)
 
     async def _run_lane(self, partition: _Partition, key: bytes | None, lane: deque[Any]) -> None:
         while lane:
@@ -252,23 +276,42 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         partition.lanes.pop(key, None)
 
     async def _run_batches(self, partition: _Partition) -> None:
+        limit = _BATCH
         while partition.queue and not partition.closing.is_set():
-            records = [partition.queue.popleft() for _ in range(min(_BATCH, len(partition.queue)))]
+            records = [partition.queue.popleft() for _ in range(min(limit, len(partition.queue)))]
             async with self._gate:
-                together = await self._handle_batch(records)
-            if together:
-                self._finish(partition, records)
+                apart = await self._handle_batch(partition, records)
+            if len(apart) == len(records) > _SMALL_BATCH:  # look for the one at fault in smaller ones
+                partition.queue.extendleft(reversed(records))
+                limit = max(_SMALL_BATCH, len(records) // 8)
                 continue
+            limit = min(limit * 2, _BATCH)
             lanes: dict[bytes | None, deque[Any]] = {}
-            for record in records:
+            for record in apart:
                 lanes.setdefault(record.key, deque()).append(record)
             await asyncio.gather(*(self._run_lane(partition, key, lane) for key, lane in lanes.items()))
+        partition.in_batches = False
 
-    async def _handle_batch(self, records: list[Any]) -> bool:
+    async def _handle_batch(self, partition: _Partition, records: list[Any]) -> list[Any]:
+        """Returns those that are to be handled one by one; the others are done."""
+        envelopes: list[Envelope] = []
+        readable: list[Any] = []
+        apart: list[Any] = []
+        for record in records:
+            try:
+                envelopes.append(Envelope.from_record(record))
+                readable.append(record)
+            except InvalidEnvelope:
+                apart.append(record)
         try:
-            return await self._consumer.handle_batch([Envelope.from_record(record) for record in records])
-        except InvalidEnvelope:
-            return False
+            left = set(await self._consumer.handle_batch(envelopes))
+        except Unavailable:  # one by one they wait for what is down
+            return records
+        if not left and not apart:
+            self._finish(partition, records)
+            return []
+        self._finish(partition, [record for position, record in enumerate(readable) if position not in left])
+        return apart + [readable[position] for position in sorted(left)]
 
     async def _handle(self, partition: _Partition, record: Any) -> bool:
         """False when the partition is given back before the event is done."""
@@ -298,8 +341,10 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     def _finish(self, partition: _Partition, records: list[Any]) -> None:
         for record in records:
             partition.progress.finish(record.offset)
+        partition.bytes_in_hand -= size(records)
         partition.moved_at = time.monotonic()
         self._progressed.set()
+        self._finished.set()
 
     async def _keep_committing(self) -> None:
         while True:
@@ -338,6 +383,10 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                         partition.moved_at = now
                     elif now - partition.moved_at > stall:
                         raise Stalled(f"{key.topic}/{key.partition}: {behind[key]} events wait")
+
+
+def size(records: Iterable[Any]) -> int:
+    return sum(len(record.value or b"") for record in records)
 
 
 async def stopped(stop: Callable[[], Awaitable[object]]) -> None:

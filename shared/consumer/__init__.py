@@ -12,11 +12,13 @@ key wait behind it unless the handler says that order does not matter. What is d
 
 import asyncio
 import itertools
+import operator
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -41,6 +43,7 @@ _RETRY_POLL_SECONDS = 1.0
 _RETRY_BATCH = 8
 _LEASE_SECONDS = 300.0
 _DOWN_SECONDS = 5.0
+_INBOX_KEY = "inbox_pkey"
 _KEPT = "30 days"  # well past the broker's retention
 
 HANDLED = metrics.Counter("tenfold_consumer_events_total", "Events by outcome", ("consumer", "type", "outcome"))
@@ -102,19 +105,28 @@ async def _is_handled(connection: Connection, consumer: str, event_id: object) -
     return row is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class On(Generic[E]):
     """A line of a service's topic table: events of this type go to this method.
 
     `ordered`: while an event of a key waits for another round, later ones of the key wait behind it. `batch`, for
-    effects that are statements only, gives many events their effect in the transaction it is handed; when it fails, or
-    when any of them is not new, they go to `handle` one by one.
+    effects that are statements only, gives many events their effect in the transaction it is handed; when it fails,
+    they go to `handle` one by one.
     """
 
     event: type[E]
     handle: Callable[[Delivery[E]], Awaitable[None]]
     ordered: bool = True
     batch: Callable[[Transaction, Sequence[E]], Awaitable[None]] | None = None
+
+
+class _Item(NamedTuple):
+    """An event of a batch."""
+
+    position: int
+    on: On[Any]
+    envelope: Envelope
+    event: Event
 
 
 class Consumer:
@@ -156,41 +168,76 @@ class Consumer:
                     outcome = await self._bury(envelope, on.ordered, fault)
             metrics.child(HANDLED, self._name(on), envelope.type, outcome).inc()
 
-    async def handle_batch(self, envelopes: Sequence[Envelope]) -> bool:
-        """Give all events their effect in one transaction. False, with no effect, when they are to go one by one."""
-        runs = [
-            (self._table[kind], list(run))
-            for kind, run in itertools.groupby(envelopes, lambda envelope: envelope.type)
-            if kind in self._table
-        ]
+    async def handle_batch(self, envelopes: Sequence[Envelope]) -> list[int]:
+        """Give many events of a topic their effect in one transaction; those handled before have theirs already.
+
+        Returns the positions of those to be handled one by one: all of them when a handler fails, else those that do
+        not fit their type or have a parked event of their key before them. Raises `Unavailable` when a part is down.
+        """
+        items: list[_Item] = []
+        apart: list[int] = []
+        for position, envelope in enumerate(envelopes):
+            if (on := self._table.get(envelope.type)) is not None:
+                try:
+                    items.append(_Item(position, on, envelope, envelope.decode(on.event)))
+                except msgspec.DecodeError:
+                    apart.append(position)
         try:
-            async with self.db.transaction() as tx:
-                for on, run in runs:
-                    assert on.batch is not None
-                    with metrics.child(DURATION, self._name(on), on.event.TYPE).time():
-                        events = [envelope.decode(on.event) for envelope in run]
-                        if not await self._are_new(tx, on, run):
-                            raise _Behind
-                        await on.batch(tx, events)
+            try:
+                behind = await self._handle_together(items)
+            except asyncpg.UniqueViolationError as error:
+                if error.constraint_name != _INBOX_KEY:
+                    raise
+                # Delivered again, after a rebalance or by a relay that died before it deleted them.
+                items = await self._without_repeated(items)
+                behind = await self._handle_together(items)
+        except Unavailable:
+            raise
         except Exception as error:  # noqa: BLE001 - one by one each event's own fault is found
             log.info("batch_taken_apart", consumer=self.group, events=len(envelopes), error=repr(error))
-            return False
-        for on, run in runs:
-            metrics.child(HANDLED, self._name(on), on.event.TYPE, "done").inc(len(run))
-        return True
+            return list(range(len(envelopes)))
+        return sorted(apart + behind)
 
-    async def _are_new(self, tx: Transaction, on: On[Any], run: Sequence[Envelope]) -> bool:
-        """Record them in the inbox; False unless all are new and none has a parked event before it."""
-        status: str = await tx.execute(
-            "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::uuid[])"
-            " WHERE NOT EXISTS (SELECT FROM parked_events WHERE ordered AND consumer = $3 AND key = ANY ($4))"
-            " ON CONFLICT DO NOTHING",
-            self._name(on),
-            [envelope.id for envelope in run],
-            self.group if on.ordered else None,
-            [envelope.key for envelope in run],
-        )
-        return status == f"INSERT 0 {len(run)}"
+    async def _handle_together(self, items: Sequence[_Item]) -> list[int]:
+        """Returns the positions of those that have no effect yet, for their key has a parked event."""
+        async with self.db.transaction() as tx:
+            keys = {item.envelope.key for item in items if item.on.ordered}
+            waiting = await parking.waiting_keys(tx, self.group, keys)
+            behind = [item.position for item in items if item.on.ordered and item.envelope.key in waiting]
+            if behind:
+                items = [item for item in items if not (item.on.ordered and item.envelope.key in waiting)]
+            for on, same in _by_handler(items).items():
+                # Not ON CONFLICT: that costs half as much again, and repeated events are rare.
+                await tx.execute(
+                    "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::uuid[])",
+                    self._name(on),
+                    [item.envelope.id for item in same],
+                )
+            for on, run in itertools.groupby(items, operator.attrgetter("on")):
+                assert on.batch is not None
+                with metrics.child(DURATION, self._name(on), on.event.TYPE).time():
+                    await on.batch(tx, [item.event for item in run])
+        for on, same in _by_handler(items).items():
+            metrics.child(HANDLED, self._name(on), on.event.TYPE, "done").inc(len(same))
+        return behind
+
+    async def _without_repeated(self, items: Sequence[_Item]) -> list[_Item]:
+        fresh: dict[tuple[str, UUID], _Item] = {}
+        for item in items:
+            fresh.setdefault((item.on.event.TYPE, item.envelope.id), item)
+        async with self.db.transaction() as tx:
+            for on, same in _by_handler(items).items():
+                rows = await tx.fetch(
+                    "SELECT event_id FROM inbox WHERE consumer = $1 AND event_id = ANY ($2)",
+                    self._name(on),
+                    [item.envelope.id for item in same],
+                )
+                for row in rows:
+                    fresh.pop((on.event.TYPE, row["event_id"]), None)
+        for on, same in _by_handler(items).items():
+            repeated = len(same) - sum(item.on is on for item in fresh.values())
+            metrics.child(HANDLED, self._name(on), on.event.TYPE, "repeated").inc(repeated)
+        return list(fresh.values())
 
     async def bury_unreadable(self, record: Any, origin: str, reason: str) -> None:
         """Keep bytes of the broker that are not one of our events. Raises `Unavailable` when the database is down."""
@@ -308,6 +355,13 @@ class Consumer:
 
     def _name(self, on: On[Any]) -> str:
         return f"{self.group}.{getattr(on.handle, '__name__', 'handler')}"
+
+
+def _by_handler(items: Iterable[_Item]) -> dict[On[Any], list[_Item]]:
+    found: dict[On[Any], list[_Item]] = {}
+    for item in items:
+        found.setdefault(item.on, []).append(item)
+    return found
 
 
 async def clean_up(db: Database) -> int:

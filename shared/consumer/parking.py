@@ -5,6 +5,7 @@ matters. The oldest parked event of a key is its head, and only heads are taken.
 """
 
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -64,6 +65,16 @@ async def park(
         *_fault(fault or Fault("waits behind an earlier event of its key")),
         seconds,
     )
+
+
+async def waiting_keys(connection: Connection, group: str, keys: Collection[str]) -> set[str]:
+    """Those of `keys` that have a parked event which later ones wait behind."""
+    if not await connection.fetchval("SELECT 1 FROM parked_events WHERE ordered AND consumer = $1 LIMIT 1", group):
+        return set()  # as nearly always, and `keys` need not go to the server
+    rows = await connection.fetch(
+        "SELECT DISTINCT key FROM parked_events WHERE ordered AND consumer = $1 AND key = ANY ($2)", group, list(keys)
+    )
+    return {row["key"] for row in rows}
 
 
 async def claim(connection: Connection, group: str, limit: int, lease_seconds: float) -> list[Parked]:

@@ -33,8 +33,7 @@ def test_an_event_comes_through_kafka_as_it_was() -> None:
     with consistency.tracked("abc-1-10"):
         sent = Envelope.wrap(event, "things", FixedClock(datetime(2030, 1, 2, tzinfo=UTC)))
     received = Envelope.from_record(as_record(sent))
-    assert received == sent
-    assert received.origin == "things.events/3/14"
+    assert received == msgspec.structs.replace(sent, origin="things.events/3/14")
     assert received.decode(Renamed) == event
     assert received.key == str(event.thing_id)
     assert received.headers["consistencytoken"] == "abc-1-10"
