@@ -81,14 +81,10 @@ class KafkaBus:
         producer = await self._ready_producer(counting=True)
         partitions = {topic: len(await producer.partitions_for(topic)) for topic in {e.topic for e in envelopes}}
         places: dict[tuple[str, int], list[int]] = {}
-        suspects: dict[tuple[str, int, str], list[int]] = {}
+        suspects: dict[tuple[str, int], list[int]] = {}
         for position, envelope in enumerate(envelopes):
-            topic, key = envelope.topic, envelope.key
-            partition = partition_of(key.encode(), partitions[topic])
-            if key in self._suspects:
-                suspects.setdefault((topic, partition, key), []).append(position)
-            else:
-                places.setdefault((topic, partition), []).append(position)
+            place = envelope.topic, partition_of(envelope.key.encode(), partitions[envelope.topic])
+            (suspects if envelope.key in self._suspects else places).setdefault(place, []).append(position)
         outcomes: list[Exception | None] = [None] * len(envelopes)
         await asyncio.gather(
             *(self._send(producer, *place, envelopes, inside, outcomes) for place, inside in places.items()),
@@ -139,22 +135,22 @@ class KafkaBus:
         self,
         topic: str,
         partition: int,
-        key: str,
         envelopes: list[Envelope],
         positions: list[int],
         outcomes: list[Exception | None],
     ) -> None:
+        """A refusal stops its key only; a key that meets none is no suspect any more."""
         producer = await self._ready_producer(counting=False)
-        refusal: Exception | None = None
+        refused: dict[str, Exception | None] = {}
         for position in positions:
-            if refusal is None:
+            envelope = envelopes[position]
+            if refused.get(envelope.key) is None:
+                key, value, headers = envelope.to_record()
                 batch = producer.create_batch()
-                _, value, headers = envelopes[position].to_record()
-                batch.append(key=key.encode(), value=value, timestamp=None, headers=headers)
-                refusal = await _refusal(producer.send_batch(batch, topic, partition=partition))
-            outcomes[position] = refusal
-        if refusal is None:
-            self._suspects.discard(key)
+                batch.append(key=key, value=value, timestamp=None, headers=headers)
+                refused[envelope.key] = await _refusal(producer.send_batch(batch, topic, partition=partition))
+            outcomes[position] = refused[envelope.key]
+        self._suspects.difference_update(key for key, refusal in refused.items() if refusal is None)
 
     @asynccontextmanager
     async def consuming(self, consumer: Consumer, concurrency: int) -> AsyncIterator[None]:

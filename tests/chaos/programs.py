@@ -1,18 +1,20 @@
-"""Processes to kill, freeze and restart: `python -m tests.chaos.programs relay|relay-deaf|consumer TOPIC GROUP`.
+"""Processes to kill, freeze and restart: `python -m tests.chaos.programs KIND TOPIC GROUP`.
 
-They print `ready` when they work, stop at SIGTERM, and take their settings from the environment as services do.
-`relay-deaf` kills itself each time the broker has acknowledged and before the rows are deleted.
+KIND is `relay`; `relay-deaf`, which kills itself each time the broker has acknowledged and before the rows are deleted;
+`consumer`; or `consumer-batch`. They print `ready` when they work, stop at SIGTERM, and take their settings from the
+environment as services do.
 """
 
 import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from shared.bus import KafkaBus
 from shared.consumer import Consumer, Delivery, On
-from shared.database import Database
+from shared.database import Database, Transaction
 from shared.events import Envelope
 from shared.health import Health
 from shared.outbox import Relay
@@ -48,12 +50,22 @@ async def main(kind: str, topic: str, group: str) -> None:
                     delivery.event.number,
                 )
 
+        async def note_all(tx: Transaction, events: Sequence[ThingMade]) -> None:
+            await tx.execute(
+                "INSERT INTO effects (consumer, thing_id, number) SELECT $1, * FROM unnest($2::uuid[], $3::int[])",
+                group,
+                [event.thing_id for event in events],
+                [event.number for event in events],
+            )
+
+        on = On(made, note, batch=note_all if kind == "consumer-batch" else None)
         bus = await stack.enter_async_context((DeafBus if kind == "relay-deaf" else KafkaBus).opened(settings, health))
-        if kind == "consumer":
-            await stack.enter_async_context(bus.consuming(Consumer(group, [On(made, note)], db), 8))
+        consumes = kind.startswith("consumer")
+        if consumes:
+            await stack.enter_async_context(bus.consuming(Consumer(group, [on], db), 8))
             await eventually(lambda: _ready(health), within=60)
         print("ready", flush=True)
-        if kind != "consumer":
+        if not consumes:
             await stack.enter_async_context(Relay.opened("things", db, bus))
         await stop.wait()
 

@@ -240,7 +240,7 @@ async def test_a_frozen_broker_fails_no_write_and_the_backlog_drains(world: Worl
 
 async def test_a_killed_broker_loses_nothing(world: World) -> None:
     broker = world.stack.child("kafka")
-    async with world.process("relay"), world.process("consumer"):
+    async with world.process("relay"), world.process("consumer-batch"):
         await world.write(100)
         await broker.kill()
         await world.write(100)
@@ -251,30 +251,34 @@ async def test_a_killed_broker_loses_nothing(world: World) -> None:
     await world.report("broker killed and started again")
 
 
-async def test_a_consumer_frozen_past_its_session(world: World) -> None:
-    async with world.process("relay"), world.process("consumer") as frozen:
+@pytest.mark.parametrize("kind", ["consumer", "consumer-batch"])
+async def test_a_consumer_frozen_past_its_session(world: World, kind: str) -> None:
+    async with world.process("relay"), world.process(kind) as frozen:
         writing = asyncio.create_task(world.write(1500))
         await eventually(world.effects, within=60)
         frozen.send_signal(signal.SIGSTOP)
         await writing
-        async with world.process("consumer"):
-            await world.all_effects("consumer frozen past its session, another took over")
+        async with world.process(kind):
+            await world.all_effects(f"{kind} frozen past its session, another took over")
             frozen.send_signal(signal.SIGCONT)
             await world.write(200)
             await world.all_effects("and resumed")
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-async def test_rolling_restarts_of_consumers(world: World, static: bool) -> None:
-    names = ("one", "two") if static else ("", "")
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("consumer", ("", "")), ("consumer-batch", ("one", "two"))],
+    ids=["one by one, dynamic members", "batches, static members"],
+)
+async def test_rolling_restarts_of_consumers(world: World, kind: str, names: tuple[str, str]) -> None:
     async with world.process("relay"):
-        consumers = [await world.start("consumer", name) for name in names]
+        consumers = [await world.start(kind, name) for name in names]
         writing = asyncio.create_task(world.write(4000))
         for restart in range(20):
             place = restart % 2
             await stop(consumers[place])
-            consumers[place] = await world.start("consumer", names[place])
+            consumers[place] = await world.start(kind, names[place])
         await writing
-        await world.all_effects(f"20 rolling restarts ({'static' if static else 'dynamic'} members)", within=120)
+        await world.all_effects(f"20 rolling restarts ({kind}, members named {names})", within=120)
         for consumer in consumers:
             await stop(consumer)

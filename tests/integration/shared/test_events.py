@@ -80,6 +80,7 @@ async def test_an_event_delivered_ten_times_has_one_effect(world: World) -> None
     envelope = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things")
     await asyncio.gather(*(consumer.handle(envelope) for _ in range(10)))
     assert world.calls == 10
+    print(f"delivered 10 times: effects {len(await world.effects())}")
     assert len(await world.effects()) == 1
 
 
@@ -187,6 +188,7 @@ async def test_a_transaction_that_commits_late_is_delivered(world: World, stack:
         await world.make(first, 2)
         await eventually(lambda: world.has_effects(1), within=30)
     await eventually(lambda: world.has_effects(2), within=30)
+    print(f"committed late: delivered {len(await world.effects())} of 2")
     assert await world.effects() == [(first, 2), (late, 1)]
 
 

@@ -158,6 +158,7 @@ async def test_poison_bytes_are_buried_and_the_rest_goes_on(
     await world.make(new_id(), 2)
     await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
     await eventually(lambda: world.has_effects(2), within=30)
+    await eventually(lambda: world.has("dead_letters", 2), within=30)
     async with world.db.transaction() as tx:
         letters = await tx.fetch("SELECT data, type, reason, origin FROM dead_letters ORDER BY origin")
     assert [letter["data"] for letter in letters] == [b"\x00\xff poison", b""]
