@@ -99,6 +99,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         """Raises `InvalidEnvelope` when required attributes are missing or wrong."""
         try:
             found = dict(record.headers)
+            found.pop("content-type", None)
             if found.pop("ce_specversion") != _SPEC_VERSION:
                 raise InvalidEnvelope("another specversion")
             return cls(
@@ -109,15 +110,19 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
                 found.pop("ce_subject").decode(),
                 datetime.fromisoformat(found.pop("ce_time").decode()),
                 record.value or b"",
-                {
-                    name if name == TRACEPARENT else name[len(_PREFIX) :]: value.decode()
-                    for name, value in found.items()
-                    if name == TRACEPARENT or name.startswith(_PREFIX)
-                },
+                _extensions(found) if found else {},
                 origin(record),
             )
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
+
+
+def _extensions(found: Mapping[str, bytes]) -> dict[str, str]:
+    return {
+        name if name == TRACEPARENT else name[len(_PREFIX) :]: value.decode()
+        for name, value in found.items()
+        if name == TRACEPARENT or name.startswith(_PREFIX)
+    }
 
 
 @lru_cache(maxsize=1024)

@@ -24,6 +24,7 @@ async def keep_tidy(db: Database) -> None:
                 "tidied",
                 keys=await idempotency.clean_up(db),
                 handled=await consumer.clean_up(db),
+                failed=await consumer.clean_up_failed(db),
                 forgotten=await forgetting.clean_up(db),
             )
         except (TenfoldError, asyncpg.PostgresError) as error:

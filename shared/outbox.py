@@ -158,9 +158,10 @@ class Relay:
     async def _look(self) -> list[int]:
         async with self._db.transaction() as tx:
             state = await tx.fetchrow(
-                "SELECT array_agg(DISTINCT shard) AS shards, count(*) AS backlog,"
-                " coalesce(extract(epoch FROM clock_timestamp() - min(time)), 0) AS oldest"
-                "  FROM (SELECT shard, time FROM outbox WHERE key <> ALL ($1) ORDER BY id LIMIT $2) AS rows",
+                "SELECT (SELECT array_agg(DISTINCT shard) FROM (SELECT shard FROM outbox WHERE key <> ALL ($1)"
+                "  ORDER BY id LIMIT $2) AS rows) AS shards,"
+                " (SELECT count(*) FROM (SELECT FROM outbox LIMIT $2) AS rows) AS backlog, coalesce(extract(epoch FROM"
+                " clock_timestamp() - (SELECT time FROM outbox ORDER BY id LIMIT 1)), 0) AS oldest",
                 list(self._waiting_keys),
                 _LOOK_ROWS,
             )

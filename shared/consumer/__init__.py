@@ -44,6 +44,8 @@ _RETRY_BATCH = 8
 _LEASE_SECONDS = 300.0
 _DOWN_SECONDS = 5.0
 _INBOX_KEY = "inbox_pkey"
+_BURIED_AT_ONCE = 1000
+_DEAD_KEPT = "90 days"
 _KEPT = "30 days"  # well past the broker's retention
 
 HANDLED = metrics.Counter("tenfold_consumer_events_total", "Events by outcome", ("consumer", "type", "outcome"))
@@ -367,6 +369,17 @@ def _by_handler(items: Iterable[_Item]) -> dict[On[Any], list[_Item]]:
 async def clean_up(db: Database) -> int:
     """Forget events handled long before any broker would deliver them again; returns how many."""
     return await sweep(db, "inbox", "handled_at", _KEPT)
+
+
+async def clean_up_failed(db: Database) -> int:
+    """Bury parked events whose group is gone, and forget dead letters that nobody wanted; returns how many."""
+    moved = 0
+    while True:
+        async with db.transaction() as tx:
+            buried = await parking.bury_abandoned(tx, _BURIED_AT_ONCE)
+        moved += buried
+        if buried < _BURIED_AT_ONCE:
+            return moved + await sweep(db, "dead_letters", "died_at", _DEAD_KEPT)
 
 
 def delay(attempt: int) -> float:

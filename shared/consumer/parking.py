@@ -17,6 +17,7 @@ from shared.database import Connection, Record
 from shared.events import Envelope
 
 UNREADABLE = "unreadable"
+ABANDONED_AFTER = "30 days"
 _REASON_LENGTH = 1000
 _STACK_LENGTH = 8000
 _EVENT = "ordered, topic, event_id, type, source, key, time, headers, data, origin"
@@ -121,6 +122,20 @@ async def bury(connection: Connection, group: str, envelope: Envelope, ordered: 
         *_values(envelope, ordered),
         *_fault(fault),
     )
+
+
+async def bury_abandoned(connection: Connection, limit: int) -> int:
+    """Dead are also events that nobody has given a round for long: their group is gone. Returns how many were."""
+    status = await connection.execute(
+        "WITH abandoned AS (DELETE FROM parked_events WHERE id IN ("  # noqa: S608
+        f"  SELECT id FROM parked_events WHERE due_at < now() - interval '{ABANDONED_AFTER}'"
+        "    ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)"
+        f" RETURNING consumer, {_EVENT}, attempts, reason, stack)"
+        f" INSERT INTO dead_letters (consumer, {_EVENT}, attempts, reason, stack) SELECT * FROM abandoned"
+        " ON CONFLICT (consumer, event_id) DO UPDATE SET died_at = now()",
+        limit,
+    )
+    return int(status.split()[-1])
 
 
 async def dead_letters(connection: Connection, limit: int) -> list[Record]:

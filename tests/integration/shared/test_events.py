@@ -19,7 +19,7 @@ from shared.errors import Unavailable
 from shared.events import Envelope
 from shared.health import Health
 from shared.ids import new_id
-from shared.outbox import Relay
+from shared.outbox import BACKLOG, Relay
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
@@ -206,6 +206,11 @@ async def test_only_the_key_whose_event_cannot_be_sent_stops(world: World) -> No
         return keys == [str(bad)] * 2
 
     await eventually(only_bad, within=30)
+
+    async def alarmed() -> bool:
+        return [s.value for m in BACKLOG.collect() for s in m.samples if s.labels["service"] == "things"] == [2]
+
+    await eventually(alarmed)
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)

@@ -9,6 +9,7 @@ import aiokafka
 import pytest
 
 from shared.bus import KafkaBus
+from shared.consumer import clean_up_failed
 from shared.consumer.__main__ import run
 from shared.database import Transaction
 from shared.errors import Unavailable
@@ -229,3 +230,17 @@ async def test_in_batches_only_the_key_of_a_parked_event_waits(world: World, sta
         await tx.execute("UPDATE parked_events SET due_at = now()")
     await eventually(lambda: world.has_effects(19), within=30)
     assert [number for thing, number in await world.effects() if thing == key] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+async def test_what_nobody_gives_a_round_is_buried_and_dead_letters_are_not_kept_for_ever(world: World) -> None:
+    world.bad = {1, 2}
+    for number, delays in ((1, (3600.0,)), (2, ())):
+        await world.consumer(delays).handle(Envelope.wrap(world.made(thing_id=new_id(), number=number), "things"))
+    assert (await world.count("parked_events"), await world.count("dead_letters")) == (1, 1)
+    assert await clean_up_failed(world.db) == 0
+    async with world.db.transaction() as tx:
+        await tx.execute("UPDATE parked_events SET due_at = now() - interval '31 days'")
+        await tx.execute("UPDATE dead_letters SET died_at = now() - interval '91 days'")
+    assert await clean_up_failed(world.db) == 2
+    assert (await world.count("parked_events"), await world.count("dead_letters")) == (0, 1)
