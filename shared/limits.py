@@ -4,26 +4,30 @@ One Lua step in Redis, on its clock. Without Redis the limit is kept in this pro
 Source: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm (virtual scheduling).
 """
 
+import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, cast
 
 from shared.redis import Redis, RedisAway
 
 _LOCAL_KEYS = 50_000
 
 # KEYS: theoretical arrival time. ARGV: seconds between requests, seconds of burst.
-# Answers {allowed, seconds until allowed, seconds until the whole burst is free again}, numbers as strings.
+# Answers {allowed, microseconds until allowed, microseconds until the whole burst is free again}.
 _GCRA = """
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
 local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
 local next_arrival = arrival + ARGV[1]
 local wait = next_arrival - ARGV[2] - now
-if wait > 0.000001 then return {0, tostring(wait), tostring(arrival - now)} end
+if wait > 0.000001 then return {0, math.ceil(wait * 1000000), math.ceil((arrival - now) * 1000000)} end
 redis.call('SET', KEYS[1], string.format('%.6f', next_arrival), 'PX', math.ceil((next_arrival - now) * 1000))
-return {1, '0', tostring(next_arrival - now)}
+return {1, 0, math.ceil((next_arrival - now) * 1000000)}
 """
+_GCRA_HASH = hashlib.sha1(_GCRA.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,12 @@ class Limit:
     requests: int
     seconds: float
 
-    @property
+    @cached_property
     def interval(self) -> float:
         return self.seconds / self.requests
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """`retry_after` and `reset` in seconds; `remaining` requests may follow at once."""
 
     allowed: bool
@@ -59,13 +62,25 @@ class RateLimiter:
         """Count one request of `key` if it is allowed."""
         if self._redis is not None:
             try:
-                allowed, wait, used = await self._redis.call(
-                    "EVAL", _GCRA, 1, f"limit:{key}", limit.interval, limit.seconds
-                )
-                return _decision(bool(allowed), float(wait), float(used), limit)
+                allowed, wait, used = await self._ask(self._redis, f"limit:{key}", limit)
+                return _decision(bool(allowed), wait / 1e6, used / 1e6, limit)
             except RedisAway:
                 pass
-        return self._hit_local(key, Limit(max(1, limit.requests // self._instances), limit.seconds))
+        return self._hit_local(key, limit if self._instances == 1 else self._share(limit))
+
+    @staticmethod
+    async def _ask(redis: Redis, key: str, limit: Limit) -> tuple[int, int, int]:
+        arguments = (1, key, limit.interval, limit.seconds)
+        try:
+            answer = await redis.call("EVALSHA", _GCRA_HASH, *arguments)
+        except RedisAway as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            answer = await redis.call("EVAL", _GCRA, *arguments)
+        return cast("tuple[int, int, int]", answer)
+
+    def _share(self, limit: Limit) -> Limit:
+        return Limit(max(1, limit.requests // self._instances), limit.seconds)
 
     def _hit_local(self, key: str, limit: Limit) -> Decision:
         now = time.monotonic()

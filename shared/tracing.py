@@ -80,7 +80,10 @@ def unsampled(above: str) -> str | None:
     so that a span is to be built."""
     if _ratio > 0 and (above.endswith("1") if above else random.random() < _ratio):  # noqa: S311 - a choice
         return None
-    return above or f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00"
+    if above:
+        return above
+    digits = f"{random.getrandbits(192):048x}"
+    return f"00-{digits[:32]}-{digits[32:]}-00"
 
 
 @contextmanager

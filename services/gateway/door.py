@@ -126,8 +126,10 @@ class Alarm:
 class Connection(Listened):
     """A caller's connection."""
 
-    __slots__ = ("_door", "_passing", "alarm")
+    __slots__ = ("_door", "_passing", "address", "alarm", "scheme")
 
+    address: str
+    scheme: str
     alarm: Alarm
 
     def __init__(self, door: Door, listener: Listener, server: web.Server, **options: Any) -> None:
@@ -139,20 +141,18 @@ class Connection(Listened):
     def body(self) -> StreamReader | None:
         return self._passing or super().body
 
-    @property
-    def address(self) -> str:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         peer = self.peername
-        return str(peer[0]) if isinstance(peer, tuple) else str(peer or "")
-
-    @property
-    def scheme(self) -> str:
-        return "https" if self.ssl_context else "http"
+        self.address = str(peer[0]) if isinstance(peer, tuple) else str(peer or "")
+        self.scheme = "https" if self.ssl_context else "http"
 
     def write(self, data: bytes) -> None:
         """Raises `ConnectionError` when the caller is gone."""
-        if self.transport is None or self.transport.is_closing():
+        transport = self.transport
+        if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller is gone")
-        self.transport.write(data)
+        transport.write(data)
 
     async def drained(self) -> None:
         """Wait until the caller has taken enough of what was written."""

@@ -136,12 +136,10 @@ class Client(NamedTuple):
     scheme: str
     host: str
 
-    def lines(self) -> list[bytes]:
-        return _client_lines(self)
-
 
 @lru_cache(maxsize=1024)
-def _client_lines(client: Client) -> list[bytes]:
+def lines_of(client: Client) -> list[bytes]:
+    """What a service is told of it."""
     return [
         f"X-Forwarded-For: {client.address}".encode("utf-8", "surrogateescape"),
         f"X-Forwarded-Proto: {client.scheme}".encode(),
@@ -173,9 +171,8 @@ def check_head(headers: Headers) -> None:
     """Raises `AmbiguousRequest` on what two parsers could read differently and ours lets pass."""
     if hdrs.TRANSFER_ENCODING in headers and hdrs.CONTENT_LENGTH in headers:
         raise AmbiguousRequest("both Content-Length and Transfer-Encoding")
-    for name in (hdrs.AUTHORIZATION, hdrs.HOST, hdrs.CONTENT_LENGTH):
-        if len(headers.getall(name, ())) > 1:
-            raise AmbiguousRequest(f"more than one {name}")
+    if len(headers.getall(hdrs.AUTHORIZATION, ())) > 1:  # of Host and of both framings the parser refuses a second one
+        raise AmbiguousRequest("more than one Authorization")
 
 
 def climbs(path: str) -> bool:
@@ -184,9 +181,9 @@ def climbs(path: str) -> bool:
     return bool(_CONTROL.search(decoded) or _DOTS.search(decoded))
 
 
-def to_service(headers: RawHeaders) -> list[bytes]:
-    """The lines that go on: without the hop's own, those that `Connection` names, and forged ones."""
-    if named := _named_by_connection(headers):
+def to_service(headers: RawHeaders, *, connection: bool = True) -> list[bytes]:
+    """The lines that go on: without the hop's own, those that `Connection` names (if there is one), and forged ones."""
+    if connection and (named := _named_by_connection(headers)):
         return [name + b": " + value for name, value in headers if _PASSES[name] and name.lower() not in named]
     return [name + b": " + value for name, value in headers if _PASSES[name]]
 

@@ -22,30 +22,19 @@ def parse_limit(text: str) -> Limit:
     return Limit(int(requests), float(seconds))
 
 
-class Limits:
-    def __init__(self, limiter: RateLimiter, limits: Mapping[RouteClass, Limit]) -> None:
-        self._limiter = limiter
-        self._limits = limits
-        self._policies = {name: f'"{name}";q={limit.requests};w={limit.seconds:g}' for name, limit in limits.items()}
+class _Class(NamedTuple):
+    """What is known of a class of routes before any request."""
 
-    async def hit(self, route_class: RouteClass, principal: Principal | None, address: str) -> "Standing":
-        """Count a request. Raises `RateLimited` (with the headers of `Standing`)."""
-        # Whoever guesses passwords does not get a new allowance with each account it takes over.
-        by_user = principal is not None and route_class is not RouteClass.CREDENTIALS
-        caller = f"user:{principal.user_id.hex}" if by_user and principal else f"address:{_network(address)}"
-        decision = await self._limiter.hit(f"{route_class}:{caller}", self._limits[route_class])
-        standing = Standing(route_class, self._policies[route_class], decision)
-        if not decision.allowed:
-            refusal = RateLimited(math.ceil(decision.retry_after))
-            refusal.headers.update(standing.headers())
-            raise refusal
-        return standing
+    name: str
+    limit: Limit
+    by_user: bool
+    policy: str
 
 
 class Standing(NamedTuple):
     """Where a caller stands after a request."""
 
-    route_class: RouteClass
+    name: str
     policy: str
     decision: Decision
 
@@ -57,7 +46,37 @@ class Standing(NamedTuple):
         return f"RateLimit-Policy: {self.policy}\r\nRateLimit: {self._left()}\r\n".encode()
 
     def _left(self) -> str:
-        return f'"{self.route_class}";r={self.decision.remaining};t={math.ceil(self.decision.reset)}'
+        return f'"{self.name}";r={self.decision.remaining};t={math.ceil(self.decision.reset)}'
+
+
+class Limits:
+    def __init__(self, limiter: RateLimiter, limits: Mapping[RouteClass, Limit]) -> None:
+        self._limiter = limiter
+        self._classes = {
+            route_class: _Class(
+                route_class.value,
+                limit,
+                # Whoever guesses passwords does not get a new allowance with each account it takes over.
+                route_class is not RouteClass.CREDENTIALS,
+                f'"{route_class}";q={limit.requests};w={limit.seconds:g}',
+            )
+            for route_class, limit in limits.items()
+        }
+
+    async def hit(self, route_class: RouteClass, principal: Principal | None, address: str) -> Standing:
+        """Count a request. Raises `RateLimited` (with the headers of `Standing`)."""
+        name, limit, by_user, policy = self._classes[route_class]
+        if by_user and principal is not None:
+            key = f"{name}:user:{principal.user_id.hex}"
+        else:
+            key = f"{name}:address:{_network(address)}"
+        decision = await self._limiter.hit(key, limit)
+        standing = Standing(name, policy, decision)
+        if not decision.allowed:
+            refusal = RateLimited(math.ceil(decision.retry_after))
+            refusal.headers.update(standing.headers())
+            raise refusal
+        return standing
 
 
 @lru_cache(maxsize=4096)

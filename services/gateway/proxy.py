@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11, RawRequestMessage
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from services.gateway import answers
 from services.gateway import headers as hygiene
@@ -53,42 +53,48 @@ class Request:
 
     caller: Connection
     message: RawRequestMessage
-    payload: StreamReader
     target: str
     found: Found
     id: str
     traceparent: str
     client: Client
+    body: "_Body | None" = None
     status: int = _CALLER_GONE
     keep: bool = True
+    begun: bool = False  # the answer
     patient: bool = False  # whether a service that does not answer in time has had all the time that it may take
-
-    @property
-    def unread(self) -> bool:
-        """Whether the caller may still send what must not be taken for its next request."""
-        return not self.payload.at_eof()
 
 
 class _Body:
     """The caller's body on its way: counted, and any progress puts the alarm off."""
 
-    def __init__(self, request: Request, most: int, idle: float) -> None:
-        self._request = request
-        self._most = most
-        self._idle = idle
+    def __init__(self, caller: Connection, payload: StreamReader) -> None:
+        self._caller = caller
+        self._payload = payload
+        self._most = 0
+        self._idle = 0.0
+        self._invites = False
         self._sent = 0
         self.begun = False
         self.finished = False
         self.answered = False
 
+    @property
+    def unread(self) -> bool:
+        """Whether the caller may still send what must not be taken for its next request."""
+        return not self._payload.at_eof()
+
+    def admit(self, most: int, idle: float, *, invites: bool) -> None:
+        """At most `most` bytes, and `idle` seconds without any; `invites`: the caller waits to be told to send it."""
+        self._most, self._idle, self._invites = most, idle, invites
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
-        request = self._request
         try:
-            if hdrs.EXPECT in request.message.headers:
+            if self._invites:
                 # Only now that token, rate and size are found good and a service takes the body.
-                request.caller.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            async for chunk in request.payload.iter_any():
+                self._caller.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            async for chunk in self._payload.iter_any():
                 self._sent += len(chunk)
                 if self._sent > self._most:
                     raise TooLarge(f"at most {self._most} bytes")
@@ -102,7 +108,7 @@ class _Body:
     def _progress(self) -> None:
         # While the body moves the service need not answer; what counts is that it moves.
         if not self.answered:
-            self._request.caller.alarm.set(self._idle)
+            self._caller.alarm.set(self._idle)
 
 
 class Proxy:
@@ -120,7 +126,13 @@ class Proxy:
     ) -> None:
         self.prefixes = upstream.prefixes
         self._name = upstream.name
-        self._settings = settings
+        self._trusted_proxies = settings.trusted_proxies
+        self._seconds = settings.request_timeout_seconds
+        self._idle = settings.idle_seconds
+        self._most = {
+            route_class: settings.upload_max_bytes if route_class is RouteClass.UPLOAD else settings.max_body_bytes
+            for route_class in RouteClass
+        }
         self._verifier = verifier
         self._limits = limits
         self._cors = cors
@@ -142,112 +154,116 @@ class Proxy:
         headers = message.headers
         above = tracing.extract(headers)
         unsampled = tracing.unsampled(above)
-        client = hygiene.client_of(caller.address, caller.scheme, headers, self._settings.trusted_proxies)
+        client = hygiene.client_of(caller.address, caller.scheme, headers, self._trusted_proxies)
         request_id = middleware.sensible_id(headers.get(middleware.REQUEST_ID))
-        request = Request(caller, message, payload, target, found, request_id, unsampled or "", client)
+        request = Request(caller, message, target, found, request_id, unsampled or "", client)
+        if payload is not EMPTY_PAYLOAD and not payload.at_eof():
+            request.body = _Body(caller, payload)
         try:
-            if unsampled is not None:
-                await self._answer(request)
+            if unsampled is None:
+                await self._sampled(request, above)
             else:
-                with tracing.sampled_span(
-                    f"{message.method} {found.route}",
-                    kind=tracing.SpanKind.SERVER,
-                    parent=above,
-                    **{"http.request.method": message.method, "http.route": found.route},
-                ) as span:
-                    request.traceparent = tracing.traceparent() or ""
-                    try:
-                        await self._answer(request)
-                    finally:
-                        span.set_attribute("http.response.status_code", request.status)
+                await self._answer(request)
         finally:
             caller.alarm.off()
             seconds = time.perf_counter() - started
             trace_id = request.traceparent[3:35]
             middleware.record(_SERVICE, request_id, trace_id, message.method, found.route, request.status, seconds)
-        # An upgrade is nothing we do: what follows it is no HTTP any more.
-        return request.keep and not message.should_close and not message.upgrade
+        return request.keep
+
+    async def _sampled(self, request: Request, above: str) -> None:
+        """As `_answer`, in a span."""
+        method, route = request.message.method, request.found.route
+        with tracing.sampled_span(
+            f"{method} {route}",
+            kind=tracing.SpanKind.SERVER,
+            parent=above,
+            **{"http.request.method": method, "http.route": route},
+        ) as span:
+            request.traceparent = tracing.traceparent() or ""
+            try:
+                await self._answer(request)
+            finally:
+                span.set_attribute("http.response.status_code", request.status)
 
     async def _answer(self, request: Request) -> None:
         try:
             if self._cors and self._cors.asks_first(request.message.method, request.message.headers):
                 self._write(request, 204, answers.first_line(204) + answers.lines(PREFLIGHT_HEADERS), b"", 0)
             else:
-                await self._admit(request)
-        except AnswerBrokeOff:
-            # Its head is out: only a broken connection tells the caller that the rest of it will not come.
+                await self._pass(request)
+        except ConnectionError:
+            raise  # the caller's: those of services have become other errors
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        if not isinstance(error, TenfoldError):
+            log.error("request_failed", request_id=request.id, exc_info=error)
+        if request.begun:
+            # The head is out: only a broken connection tells the caller that the rest will not come.
             log.warning("answer_cut", request_id=request.id)
             request.caller.abort()
             request.keep = False
-        except TenfoldError as error:
-            self._refuse(request, error)
-        except ConnectionError:
-            raise  # the caller's: those of services have become other errors
-        except Exception:
-            log.exception("request_failed", request_id=request.id)
-            self._refuse(request, TenfoldError())
+            return
+        failure = error if isinstance(error, TenfoldError) else TenfoldError()
+        head, body = answers.problem(failure)
+        self._write(request, failure.status, head, body, Seen.DATE)
 
-    def _refuse(self, request: Request, error: TenfoldError) -> None:
-        head, body = answers.problem(error)
-        self._write(request, error.status, head, body, Seen.DATE)
-
-    async def _admit(self, request: Request) -> None:
-        """Everything that a request may be refused for before a service hears of it."""
-        message, found = request.message, request.found
+    async def _pass(self, request: Request) -> None:
+        """Refuse what may be refused before a service hears of it; pass on the rest, and its answer back."""
+        message, found, body = request.message, request.found, request.body
         headers = message.headers
         hygiene.check_head(headers)
         if found.climbs:
             raise Malformed("the path holds dot segments or control characters")
-        if headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue":
+        expects = hdrs.EXPECT in headers
+        if expects and headers[hdrs.EXPECT].lower() != "100-continue":
             raise Malformed("only 100-continue can be expected")
-        seconds = middleware.time_allowed(
-            headers.get(http_client.DEADLINE_HEADER), self._settings.request_timeout_seconds
-        )
+        seconds = middleware.time_allowed(headers.get(http_client.DEADLINE_HEADER), self._seconds)
         principal = await authenticate(headers.get(hdrs.AUTHORIZATION), found.rule.access, self._verifier)
         standing = await self._limits.hit(found.rule.route_class, principal, request.client.address)
-        upload = found.rule.route_class is RouteClass.UPLOAD
-        most = self._settings.upload_max_bytes if upload else self._settings.max_body_bytes
-        length = headers.get(hdrs.CONTENT_LENGTH)
-        if length is not None and int(length) > most:
-            raise TooLarge(f"at most {most} bytes")
-        body = _Body(request, most, min(seconds, self._settings.idle_seconds)) if request.unread else None
-        lines = hygiene.to_service(message.raw_headers)
-        lines += request.client.lines()
-        lines += hygiene.consistency_lines(headers)
-        lines += (
-            f"X-Request-Id: {request.id}".encode(),
-            f"traceparent: {request.traceparent}".encode(),
-            b"Request-Timeout: %d" % max(1, int(seconds * 1000)),
-        )
-        if body is not None and length is not None:
-            lines.append(f"Content-Length: {length}".encode())
-        request.patient = seconds >= self._settings.request_timeout_seconds
-        answer = await self._in_time(request, lines, body, seconds, chunked=body is not None and length is None)
-        try:
-            await self._pass_back(request, answer, standing.lines())
-        finally:
-            answer.close()
-        if body is not None and not body.finished and request.unread:
-            request.keep = False
-
-    async def _in_time(
-        self, request: Request, lines: list[bytes], body: _Body | None, seconds: float, *, chunked: bool
-    ) -> Answer:
+        lines = hygiene.to_service(message.raw_headers, connection=hdrs.CONNECTION in headers)
+        lines += hygiene.lines_of(request.client)
+        if hdrs.COOKIE in headers:
+            lines += hygiene.consistency_lines(headers)
+        lines.append(b"X-Request-Id: " + request.id.encode())
+        lines.append(b"traceparent: " + request.traceparent.encode())
+        lines.append(b"Request-Timeout: %d" % max(1, int(seconds * 1000)))
+        chunked = False
+        if body is not None:
+            most = self._most[found.rule.route_class]
+            length = headers.get(hdrs.CONTENT_LENGTH)
+            if length is None:
+                chunked = True
+            elif int(length) > most:
+                raise TooLarge(f"at most {most} bytes")
+            else:
+                lines.append(b"Content-Length: " + length.encode())
+            body.admit(most, min(seconds, self._idle), invites=expects)
+        request.patient = seconds >= self._seconds
         alarm = request.caller.alarm
         alarm.set(seconds)
         try:
-            return await self._ask(request, lines, body, chunked=chunked)
+            answer = await self._ask(request, lines, body, chunked=chunked)
         except asyncio.CancelledError:
             if not alarm.rang():
                 raise
+            raise self._too_late(body) from None
         finally:
             alarm.off()
             if body is not None:
                 body.answered = True
+        try:
+            await self._pass_back(request, answer, standing.lines())
+        finally:
+            answer.close()
+
+    def _too_late(self, body: _Body | None) -> TenfoldError:
         metrics.child(FAILURES, self._name, "timeout").inc()
         if body is not None and body.begun and not body.finished:
-            raise TooSlow
-        raise DeadlineExceeded(f"{self._name} did not answer in time")
+            return TooSlow()
+        return DeadlineExceeded(f"{self._name} did not answer in time")
 
     async def _ask(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
         """The head of the service's answer. Raises `Unavailable` when there is none, or none is to be asked for."""
@@ -342,10 +358,10 @@ class Proxy:
             self._event_streams.discard(request.caller)
 
     async def _stream(self, request: Request, answer: Answer, *, chunked: bool) -> None:
-        caller, idle = request.caller, self._settings.idle_seconds
+        caller = request.caller
         try:
             while True:
-                caller.alarm.set(idle)
+                caller.alarm.set(self._idle)
                 chunk = await answer.chunk()
                 if not chunk:
                     break
@@ -366,19 +382,21 @@ class Proxy:
 
     def _write(self, request: Request, status: int, head: bytes, body: bytes, seen: int) -> None:
         """The rest of the head, and what there is of the body. `seen`: what `head` has already."""
-        message = request.message
-        request.status = status
-        if request.unread or request.caller.draining:
+        message, caller = request.message, request.caller
+        request.begun, request.status = True, status
+        # An upgrade is nothing we do: what follows it is no HTTP any more.
+        if (
+            message.should_close
+            or message.upgrade
+            or caller.draining
+            or (request.body is not None and request.body.unread)
+        ):
             request.keep = False
-        common = self._common.lines(seen, request.id, request.client.scheme, message.headers.get(hdrs.ORIGIN))
-        parts = [head, common]
+        head += self._common.lines(seen, request.id, request.client.scheme, message.headers.get(hdrs.ORIGIN))
         if not seen & Seen.DATE:
-            parts.append(answers.date())
-        if not request.keep or message.should_close or message.upgrade:
-            parts.append(b"Connection: close\r\n")
+            head += answers.date()
+        if not request.keep:
+            head += b"Connection: close\r\n"
         elif message.version < HttpVersion11:
-            parts.append(b"Connection: keep-alive\r\n")
-        parts.append(b"\r\n")
-        if message.method != hdrs.METH_HEAD:
-            parts.append(body)
-        request.caller.write(b"".join(parts))
+            head += b"Connection: keep-alive\r\n"
+        caller.write(head + b"\r\n" if message.method == hdrs.METH_HEAD else b"%b\r\n%b" % (head, body))

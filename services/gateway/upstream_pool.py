@@ -49,12 +49,6 @@ class Answer:
         """The first header of that name, given in lower case."""
         return next((value for key, value in self.headers if key.lower() == name), None)
 
-    async def head(self) -> None:
-        while not self.status and self._error is None:
-            await self._news()
-        if not self.status and self._error is not None:
-            raise self._error
-
     async def chunk(self) -> bytes:
         """What has arrived; nothing at the end. Raises `UpstreamError` when the end does not come."""
         while not self._chunks:
@@ -86,16 +80,14 @@ class Answer:
             self._closed = True
             self._connection.ended(self._whole and self._buffered <= _MAX_BUFFERED)  # else it is still paused
 
-    async def _news(self) -> None:
-        self._arrived = self._connection.loop.create_future()
-        try:
-            await self._arrived
-        finally:
-            self._arrived = None
+    def _news(self) -> "asyncio.Future[None]":
+        self._arrived = arrived = self._connection.loop.create_future()
+        return arrived
 
     def _wake(self) -> None:
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None and not arrived.done():
+            arrived.set_result(None)
 
     def _begin(self, status: int) -> None:
         self.status = status
@@ -302,7 +294,10 @@ class Pool:
             again = connection.used and repeatable
             answer = connection.exchange(method, head, body, chunked)
             try:
-                await answer.head()
+                while not answer.status:
+                    if answer._error is not None:
+                        raise answer._error
+                    await answer._news()
             except UpstreamError:
                 answer.close()
                 if not again or connection.head_bytes:

@@ -74,10 +74,9 @@ def test_scheme_and_host_are_believed_to_our_proxies_only() -> None:
     assert client_of("peer", "http", CIMultiDict({"X-Forwarded-Proto": "gopher"}), 1).scheme == "http"
 
 
-@pytest.mark.parametrize("name", ["Host", "Content-Length", "Authorization"])
-def test_what_must_be_there_once_is_refused_twice(name: str) -> None:
+def test_two_tokens_are_refused() -> None:
     with pytest.raises(AmbiguousRequest):
-        check_head(CIMultiDict([(name, "1"), (name.lower(), "2")]))
+        check_head(CIMultiDict([("Authorization", "1"), ("authorization", "2")]))
 
 
 def test_two_framings_are_refused() -> None:
