@@ -151,6 +151,10 @@ bench-campaign: $(READY) ## Send a campaign to 100,000 and compare with the mail
 bench-media: $(READY) ## Measure the images: CPU, bytes, likeness, memory, against vipsthumbnail and Pillow
 	@$(BIN)/python -m bench.media
 
+.PHONY: bench-login
+bench-login: $(READY) ## Does the time of a refused login or reset tell whether there is such an account?
+	@$(BIN)/python -m bench.login_timing $(ARGS)
+
 .PHONY: bench-gateway
 bench-gateway: $(READY) ## Measure the gateway beside nginx and plain proxies (bench/results/gateway.md)
 	@PYTHON=$(PYTHON) bench/setup.sh

@@ -1,4 +1,4 @@
-"""Does the time of a refused login or of a reset tell whether an address has an account?
+"""`make bench-login`: does the time of a refused login or of a reset tell whether an address has an account?
 
 `python -m bench.login_timing [N]`: N attempts each (2,000), in random order, at known and unknown addresses, through
 the real service. Prints the area under the ROC curve of the time as a classifier: 0.5 is no better than a coin, and
