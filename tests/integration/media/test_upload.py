@@ -65,8 +65,11 @@ async def test_a_form_without_file(world: World) -> None:
     form.append("x").set_content_disposition("form-data", name="other")
     status, problem, _ = await world.call("POST", "/api/v1/media", data=form)
     assert (status, problem["errors"][0]["pointer"]) == (422, "/file")
-    status, problem, _ = await world.upload(b"nonsense", "multipart/form-data; boundary=x")
-    assert status in (400, 422)
+    bad_name = b'--x\r\nContent-Disposition: form-data; name="\x0b"\r\n\r\nx\r\n--x--\r\n'
+    cut_off = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + images.photo(300, 200)
+    for body in (b"nonsense", bad_name, cut_off):
+        status, problem, _ = await world.upload(body, "multipart/form-data; boundary=x")
+        assert status in (400, 422), body[:80]
 
 
 @pytest.mark.parametrize(
