@@ -57,6 +57,9 @@ async def main(attempts: int) -> int:
                 signing_key_secret="s" * 32,
                 link_secret="l" * 32,
                 login_free_attempts=10**6,
+                # As little as is allowed: what hashing takes hides the rest, so this is the harder measurement.
+                argon2_memory_kib=8192,
+                argon2_time=1,
                 drain_seconds=0,
                 log_level="error",
             )
@@ -67,7 +70,11 @@ async def main(attempts: int) -> int:
                 for path in ("/api/v1/sessions", "/api/v1/password-resets"):
                     found, known, unknown = await measure(api, path, attempts)
                     worst = max(worst, abs(found - 0.5) + 0.5)
-                    print(f"{path}: AUC {found:.3f}; medians {known:.2f} ms known, {unknown:.2f} ms unknown")
+                    print(
+                        f"{path}: {attempts} each, AUC {found:.3f} (limit {_LIMIT});"
+                        f" medians {known:.2f} ms known, {unknown:.2f} ms unknown",
+                        flush=True,
+                    )
     return int(worst >= _LIMIT)
 
 

@@ -13,7 +13,7 @@ async def test_sweeps_all_that_is_old_in_batches_and_nothing_else(data_settings:
         async with db.transaction() as tx:
             await tx.execute(
                 "INSERT INTO forgotten (digest, forgotten_at) SELECT decode(md5(n::text), 'hex'),"
-                f" now() - interval '1 hour' * n FROM generate_series(1, {OLD} + 24) n"
+                f" now() + interval '30 minutes' - interval '1 hour' * n FROM generate_series(1, {OLD} + 24) n"
             )
         swept = await asyncio.gather(*(sweep(db, "forgotten", "forgotten_at", "24 hours", batch=20) for _ in range(4)))
         assert sum(swept) == OLD

@@ -111,6 +111,19 @@ async def test_changing_the_password_ends_the_other_sessions(api: Api, spy: Spy)
     assert ((await log_in(api)).status, (await log_in(api, password=NEW)).status) == (401, 201)
 
 
+async def test_a_login_brings_the_hash_up_to_the_parameters(settings: Settings, backing: Backing, sql: Any) -> None:
+    async with serving(Spy(settings).service, settings) as api:
+        await register(api)
+    before = await sql.fetchval("SELECT password_hash FROM accounts")
+    async with serving(Spy(settings).service, msgspec.structs.replace(settings, argon2_time=2)) as api:
+        assert (await log_in(api, password="wrong password")).status == 401
+        assert await sql.fetchval("SELECT password_hash FROM accounts") == before
+        assert (await log_in(api)).status == 201
+        after = await sql.fetchval("SELECT password_hash FROM accounts")
+        assert (",t=1," in before, ",t=2," in after) == (True, True)
+        assert (await log_in(api)).status == 201
+
+
 @pytest.mark.parametrize("redis", [True, False], ids=["redis", "alone"])
 async def test_who_guesses_waits_and_the_owner_does_not(settings: Settings, backing: Backing, redis: bool) -> None:
     changes = {"login_free_attempts": 3} | ({} if redis else {"redis_url": None})
