@@ -1,7 +1,7 @@
 """OpenAPI 3.1 from the table of routes; nothing is written twice."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 import msgspec
 
@@ -44,7 +44,7 @@ def document(title: str, version: str, routes: Sequence[Route]) -> dict[str, Any
     by_type = dict(zip([repr(t) for t in types], schemas, strict=False))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_type)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_type, routes)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
@@ -66,7 +66,7 @@ def _types(routes: Iterable[Route]) -> Iterable[Any]:
                 yield type_
 
 
-def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+def _operation(route: Route, schemas: dict[str, Any], routes: Sequence[Route]) -> dict[str, Any]:
     signature = route.signature
     # A bound method's docstring is the summary: its first line, as everywhere.
     summary = (route.handler.__doc__ or route.handler.__name__.replace("_", " ")).strip().splitlines()[0]
@@ -85,7 +85,7 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     elif route.consumes:
         operation["requestBody"] = {"required": True, "content": {type_: {} for type_ in route.consumes}}
     operation["responses"] = {
-        **_success(route, schemas),
+        **_success(route, schemas, _links(route, routes)),
         **{str(error.status): _problem(error) for error in sorted(_errors(route), key=lambda e: e.status)},
         "default": {"description": "A problem (RFC 9457)", **_PROBLEM},
     }
@@ -124,12 +124,30 @@ def _problem(error: type[TenfoldError]) -> dict[str, Any]:
     return {"description": error.title, **({"headers": headers} if headers else {}), **_PROBLEM}
 
 
-def _success(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+def _links(route: Route, routes: Sequence[Route]) -> dict[str, Any]:
+    """What can be done with what `route` answers: its `id`, or that of its items, is the next name in other paths."""
+    answer = route.signature.answer
+    fields = getattr(get_origin(answer) or answer, "__struct_fields__", ())
+    names = {"id": "$response.body#/id", "items": "$response.body#/items/0/id"}
+    expression = next((names[name] for name in names if name in fields), None)
+    links: dict[str, Any] = {}
+    for other in routes if expression else ():
+        following = other.path.removeprefix(f"{route.path}/").split("/")[0]
+        if other.path.startswith(f"{route.path}/") and list(other.signature.path) == [following.strip("{}")]:
+            pointer = other.path.replace("~", "~0").replace("/", "~1")
+            links[_operation_id(other)] = {
+                "operationRef": f"#/paths/{pointer}/{other.method.lower()}",
+                "parameters": {following.strip("{}"): expression},
+            }
+    return links
+
+
+def _success(route: Route, schemas: dict[str, Any], links: dict[str, Any]) -> dict[str, Any]:
     answer = route.signature.answer
     if answer is type(None):
         return {str(204 if route.status == 200 else route.status): {"description": "Done"}}
     content = {"application/json": {"schema": schemas[repr(answer)]}} if answer is not None else {"*/*": {}}
-    return {str(route.status): {"description": "OK", "content": content}}
+    return {str(route.status): {"description": "OK", "content": content, **({"links": links} if links else {})}}
 
 
 def _query_parameters(type_: Any) -> list[dict[str, Any]]:
