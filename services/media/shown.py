@@ -71,7 +71,7 @@ def _exif(orientation: int) -> bytes:
 # JPEG: the frame headers, the tables, the scans. What the entropy coder writes is never such a marker.
 _JPEG_KEPT = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDD}) | frozenset(range(0xC0, 0xD0)) - {0xC8}
 _JPEG_DROPPED = frozenset(range(0xE0, 0xF0)) | {0xFE}
-_JPEG_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_JPEG_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _jpeg(data: bytes, orientation: int) -> Iterator[Piece]:
