@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import msgspec
 import psutil
@@ -17,11 +18,13 @@ import pytest
 
 from services.media.settings import Settings
 from shared.database import Connection
+from shared.ids import new_id
 from shared.testing import eventually
 from tests.integration.media import images
 from tests.integration.media.conftest import Keys, World, running
 
 ROOT = Path(__file__).parents[3]
+MANY = 60
 
 
 async def _outbox(connection: Connection) -> list[dict[str, Any]]:
@@ -121,6 +124,33 @@ async def test_kill_9_in_the_middle(kafka_settings: Settings, keys: Keys, tmp_pa
             second.terminate()
             assert await asyncio.to_thread(second.wait, 20) == 0, log.read_text()
         assert "process_failed" not in log.read_text()
+
+
+async def test_one_owners_many_uploads_delay_nobody_elses(kafka_settings: Settings, keys: Keys, tmp_path: Path) -> None:
+    """Who uploads one image after another's sixty waits for a few of them at most."""
+    async with running(kafka_settings, keys, worker=False) as world:
+        uploads = [await world.uploaded(images.photo(64, 48, seed=seed)) for seed in range(MANY)]
+        other = new_id()
+        status, media, _ = await world.upload(images.photo(64, 48, seed=MANY), **keys.bearer(other))
+        assert status == 202, media
+        with _worker(kafka_settings, tmp_path / "worker.log"):
+            for upload in uploads:
+                await world.settled(upload["id"])
+
+            async def finished() -> list[UUID]:
+                owners = await world.db.read(_owners_in_order)
+                return owners if len(owners) > MANY else []
+
+            order = await eventually(finished, within=30)
+    position = order.index(other)
+    print(f"the other's one image was number {position + 1} of {len(order)}; first come, first served: {len(order)}")
+    assert position < MANY // 3
+
+
+async def _owners_in_order(connection: Connection) -> list[UUID]:
+    """Of the media that are ready, in the order in which they became so."""
+    rows = await connection.fetch("SELECT owner_id FROM media WHERE status = 'ready' ORDER BY updated_at")
+    return [row["owner_id"] for row in rows]
 
 
 def test_does_not_start_without_its_settings() -> None:
