@@ -244,8 +244,10 @@ def _endpoint(
             try:
                 answer = await route.handler(call, **arguments)
             finally:
-                if answer is None or route.first:
-                    limit.give_up()
+                if route.first:
+                    limit.leave()
+                elif answer is None:
+                    limit.give_up(kind, began)
                 else:
                     limit.give(kind, began)
         return answer if isinstance(answer, web.StreamResponse) else _render(request, answer, route.status)

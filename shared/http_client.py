@@ -75,7 +75,7 @@ class ServiceClient:
                 found = await self._try(path, type_, headers, timeout)
         finally:
             if found is None:
-                fleet.limit.give_up()
+                fleet.limit.give_up(path, began)
             else:
                 fleet.limit.give(path, began)
         return found

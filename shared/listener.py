@@ -172,13 +172,19 @@ class Listener:
         gauge = metrics.child(CONNECTIONS, self._service)
         while True:
             await asyncio.sleep(every)
-            now = asyncio.get_running_loop().time()
             gauge.set(len(self._server._connections))
-            for connection, transport in list(self._server._connections.items()):
-                if isinstance(connection, Connection) and (
-                    what := connection.overdue(now, transport, own.head_seconds, own.stall_seconds)
-                ):
-                    self._cut(connection, what)
+            try:
+                self._sweep(asyncio.get_running_loop().time())
+            except Exception:
+                log.exception("sweep_failed")
+
+    def _sweep(self, now: float) -> None:
+        head_seconds, stall_seconds = self._own.head_seconds, self._own.stall_seconds
+        for connection, transport in list(self._server._connections.items()):
+            if isinstance(connection, Connection) and (
+                what := connection.overdue(now, transport, head_seconds, stall_seconds)
+            ):
+                self._cut(connection, what)
 
     def _cut(self, connection: Connection, what: str) -> None:
         metrics.child(CUT, self._service, what).inc()

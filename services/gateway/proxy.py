@@ -271,14 +271,14 @@ class Proxy:
         fleet.enter()
         if body is not None:  # it goes at its caller's pace, so it must not take a place that others wait for
             return await self._try(request, lines, body, chunked=chunked)
-        began, answer = fleet.take(), None
+        kind, began, answer = request.found.rule.path, fleet.take(), None
         try:
             answer = await self._try(request, lines, None, chunked=False)
         finally:
             if answer is None:
-                fleet.limit.give_up()
+                fleet.limit.give_up(kind, began)
             else:
-                fleet.limit.give(request.found.rule.path, began)
+                fleet.limit.give(kind, began)
         return answer
 
     async def _try(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:

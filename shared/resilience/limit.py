@@ -11,11 +11,10 @@ from collections.abc import Callable
 _FLOOR = 8.0
 _TOLERANCE = 2.0
 _WINDOW_SECONDS = 0.1
-_WINDOW_SAMPLES = 20
+_WINDOW_SAMPLES = 10
 _STRIKES = 2  # windows in a row; a single one may be chance
 _KNOWN_WINDOWS = 10  # before that what is usual is a guess
 _LEARNING_SECONDS = 30.0
-_LEARNING_SECONDS_AT_FLOOR = 3.0
 
 
 class _Kind:
@@ -78,9 +77,21 @@ class AdaptiveLimit:
             self._peak = self.in_flight
         return self._monotonic()
 
-    def give_up(self) -> None:
+    def leave(self) -> None:
         """What was taken has ended in a way that tells nothing about the time it takes."""
         self.in_flight -= 1
+
+    def give_up(self, kind: str, began: float) -> None:
+        """What was taken at `began` has no answer: it failed, or nobody waited for it any longer.
+
+        If it took longer than usual until then, that counts: under overload it is all that is to be seen of those who
+        are hit hardest.
+        """
+        found = self._kinds.get(kind)
+        if found is not None and found.windows >= _KNOWN_WINDOWS and self._monotonic() - began > found.usual:
+            self.give(kind, began)
+        else:
+            self.in_flight -= 1
 
     def give(self, kind: str, began: float) -> None:
         """What was taken at `began` has ended. There must be few kinds."""
@@ -115,7 +126,7 @@ class AdaptiveLimit:
         at_floor = self.limit <= self._floor
         for kind in seen:
             if at_floor or kind.windows < _KNOWN_WINDOWS or (gradient == 1 and not busy):
-                kind.learn(elapsed / (_LEARNING_SECONDS_AT_FLOOR if at_floor else _LEARNING_SECONDS))
+                kind.learn(1.0 if at_floor else elapsed / _LEARNING_SECONDS)
             kind.clear()
         if self.limit != before:
             self._changed_at = now

@@ -22,7 +22,9 @@ class Service:
 
     ticks: Ticks
     limit: AdaptiveLimit | None
+    leave: bool = False  # who has waited for PATIENCE goes away, and is not worked for any more
     seconds: float = SECONDS
+    spread: float = 1.0  # around `seconds`: from nearly nothing to twice as long
     chance: random.Random = field(default_factory=lambda: random.Random(7))
     free_at: list[float] = field(default_factory=lambda: [0.0] * WORKERS)
     under_way: list[tuple[float, int, float, str]] = field(default_factory=list)
@@ -40,9 +42,12 @@ class Service:
             if self.limit is not None and self.limit.take() is None:
                 self.refused += 1
                 continue
-            start = max(arrival, heapq.heappop(self.free_at))
-            end = start + self.chance.expovariate(1 / self.seconds)
-            heapq.heappush(self.free_at, end)
+            start, given_up = max(arrival, self.free_at[0]), arrival + PATIENCE
+            end = start + self.chance.uniform(self.seconds * (1 - self.spread), self.seconds * (1 + self.spread))
+            if self.leave:
+                end = min(end, given_up)
+            if start < end:
+                heapq.heapreplace(self.free_at, end)
             heapq.heappush(self.under_way, (end, next(self.numbers), arrival, kind))
         return (self.good - before) / seconds
 
@@ -50,9 +55,14 @@ class Service:
         while self.under_way and self.under_way[0][0] <= now:
             end, _, began, kind = heapq.heappop(self.under_way)
             self.ticks.move(max(0.0, end - self.ticks()))
-            self.good += end - began <= PATIENCE
-            if self.limit is not None:
+            answered = end - began < PATIENCE
+            self.good += answered
+            if self.limit is None:
+                continue
+            if answered or not self.leave:
                 self.limit.give(kind, began)
+            else:
+                self.limit.give_up(kind, began)
 
 
 def limited(cap: int = 500) -> tuple[Service, AdaptiveLimit]:
@@ -68,9 +78,11 @@ def test_without_a_limit_overload_leaves_nothing_good() -> None:
     assert service.run(CAPACITY * 5, 10) < 0.05 * CAPACITY
 
 
+@pytest.mark.parametrize("leave", [False, True], ids=["all stay", "who has waited long leaves"])
 @pytest.mark.parametrize("overload", [1.5, 5])
-def test_overload_keeps_nine_tenths_of_the_peak(overload: float) -> None:
+def test_overload_keeps_nine_tenths_of_the_peak(overload: float, leave: bool) -> None:
     service, limit = limited()
+    service.leave = leave
     service.run(CAPACITY * 0.5, 10)
     service.run(CAPACITY * overload, 5)
     assert service.run(CAPACITY * overload, 15) >= 0.9 * CAPACITY
@@ -127,7 +139,7 @@ def test_there_is_a_hard_cap_for_the_first_too() -> None:
     limit = AdaptiveLimit(3, Ticks())
     assert [limit.take() is not None for _ in range(4)] == [True, True, True, False]
     assert limit.take(first=True) is None
-    limit.give_up()
+    limit.leave()
     assert limit.take(first=True) is not None
 
 
