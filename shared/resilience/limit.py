@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 _FLOOR = 8.0
 _TOLERANCE = 2.0
+_SLACK_SECONDS = 0.1  # so short a wait is no overload: it is how a loop that is busy serves many at once
 _WINDOW_SECONDS = 0.1
 _WINDOW_SAMPLES = 10
 _STRIKES = 2  # windows in a row; a single one may be chance
@@ -112,7 +113,8 @@ class AdaptiveLimit:
         seen = [kind for kind in self._kinds.values() if kind.count]
         actual = sum(kind.seconds for kind in seen)
         expected = sum(kind.usual * kind.count if kind.windows >= _KNOWN_WINDOWS else kind.seconds for kind in seen)
-        gradient = min(1.0, max(0.5, _TOLERANCE * expected / actual)) if actual > 0 else 1.0
+        allowed = _TOLERANCE * expected + _SLACK_SECONDS * self._samples
+        gradient = min(1.0, max(0.5, allowed / actual)) if actual > 0 else 1.0
         busy = self._peak * 2 >= self.limit
         before = self.limit
         # Fewer than the floor are never in one another's way: whatever takes long then, the limit would not help.

@@ -135,6 +135,24 @@ def test_more_of_the_slow_kind_is_no_overload() -> None:
     assert limit.limit == 500
 
 
+def test_many_callers_of_a_fast_service_are_served_one_after_the_other() -> None:
+    """64 of them wait for 32 ms each where one waits for half a millisecond; that is no overload."""
+    ticks = Ticks()
+    limit = AdaptiveLimit(500, ticks)
+    for callers in (1, 64):
+        turns = [limit.take() for _ in range(callers)]
+        for _ in range(20_000):
+            ticks.move(0.0005)
+            began = turns.pop(0)
+            assert began is not None
+            limit.give("get", began)
+            turns.append(limit.take())
+        for turn in turns:
+            assert turn is not None
+            limit.give("get", turn)
+    assert limit.limit == 500
+
+
 def test_there_is_a_hard_cap_for_the_first_too() -> None:
     limit = AdaptiveLimit(3, Ticks())
     assert [limit.take() is not None for _ in range(4)] == [True, True, True, False]
