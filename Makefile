@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 STAGE ?= 4
 ARGS ?=
 IMAGE ?= tenfold
-SERVICES := gateway users media notifier
+SERVICES := $(patsubst services/%/app.py,%,$(wildcard services/*/app.py))
 COMPOSE := docker compose
 LOCK := $(VENV)/.uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)

@@ -27,12 +27,11 @@ from devstack import kafka, postgres
 from devstack.pgbouncer import PgBouncer
 from devstack.ports import free_port, free_ports
 from devstack.redis import Redis
+from devstack.services import GATEWAY, SERVICES, WITH_DATABASE
 from devstack.supervisor import HERE, Child, ChildError, Report, Spec, StackError, Supervisor, run
 from devstack.topology import Topology
 
 REPOSITORY = HERE.parent
-SERVICES = ("gateway", "users", "media", "notifier")
-WITH_DATABASE = ("users", "media", "notifier")
 _SECRET_NAMES = ("postgres_admin", "postgres_replication", "users_signing_key", "link", "media_url", *WITH_DATABASE)
 _STOP_SECONDS = 5.0
 
@@ -314,42 +313,39 @@ class Stack:
     def _plan_together(self) -> tuple[int, dict[str, list[int]], list[_Service]]:
         """All in one process; the processes share the gateway's port, the kernel spreads the connections."""
         gateway = free_port(self._preferred_gateway)
-        upstreams: dict[str, list[int]] = {name: [] for name in WITH_DATABASE}
+        names = tuple(service.name for service in SERVICES)
+        behind = [name for name in names if name != GATEWAY]
+        upstreams: dict[str, list[int]] = {name: [] for name in behind}
         services = []
         for index in range(self.topology.instances):
-            admin, *ports = free_ports(1 + len(WITH_DATABASE))
+            admin, *ports = free_ports(1 + len(behind))
             env = {"ADMIN_PORT": str(admin), "GATEWAY_PORT": str(gateway)}
-            for name, port in zip(WITH_DATABASE, ports, strict=True):
+            for name, port in zip(behind, ports, strict=True):
                 upstreams[name].append(port)
                 env[f"{name.upper()}_PORT"] = str(port)
             if self.topology.instances > 1:
                 env["REUSE_PORT"] = "true"
-            services.append(_Service(f"all-{index}", ("services", "run"), env, admin, SERVICES))
+            services.append(_Service(f"all-{index}", ("services", "run"), env, admin, names))
         return gateway, upstreams, services
 
     def _plan_apart(self) -> tuple[int, dict[str, list[int]], list[_Service]]:
-        top = self.topology
         gateway = free_port(self._preferred_gateway)
-        upstreams: dict[str, list[int]] = {name: [] for name in WITH_DATABASE}
+        upstreams: dict[str, list[int]] = {service.name: [] for service in SERVICES if service.name != GATEWAY}
         services = []
-        kinds = (
-            ("users", "api", top.users), ("media", "api", top.media), ("notifier", "api", top.notifier),
-            ("media", "worker", top.media_workers), ("notifier", "worker", top.notifier_workers),
-            ("gateway", "api", top.gateway),
-        )  # fmt: skip
-        for service, kind, count in kinds:
+        for kind, count in self.topology.processes.items():
+            service, _, role = kind.rpartition("-")
             for index in range(count):
                 port, admin = free_ports(2)
-                name = f"{service}-{kind}-{index}"
+                name = f"{kind}-{index}"
                 env = {"ADMIN_PORT": str(admin), "KAFKA_INSTANCE_ID": name}
-                if service == "gateway":
+                if service == GATEWAY:
                     port = gateway
                     if count > 1:
                         env["REUSE_PORT"] = "true"
-                elif kind == "api":
+                elif role == "api":
                     upstreams[service].append(port)
                 env["PORT"] = str(port)
-                services.append(_Service(name, (f"services.{service}", kind), env, admin, (service,)))
+                services.append(_Service(name, (f"services.{service}", role), env, admin, (service,)))
         return gateway, upstreams, services
 
     def _environment(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
+
+from devstack.services import GATEWAY, KINDS, SERVICES, WITH_DATABASE
 
 Broker = Literal["none", "auto", "apache", "tansu"]
 
@@ -11,8 +14,9 @@ Broker = Literal["none", "auto", "apache", "tansu"]
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """The parts of a stack. With `one_process`, `instances` processes each run all the services (BUS=inline, without
-    a broker); else every service has its own processes and the counts below say how many. `synchronous`: a commit waits
-    until one replica has it. `pgbouncer`: a pooler before the PostgreSQL servers, for who asks for its URLs."""
+    a broker); else every service has its own processes, and `processes` says how many of each kind (`media-worker`).
+    `synchronous`: a commit waits until one replica has it. `pgbouncer`: a pooler before the PostgreSQL servers, for who
+    asks for its URLs."""
 
     postgres_replicas: int = 0
     synchronous: bool = False
@@ -21,17 +25,15 @@ class Topology:
     broker: Broker = "none"
     one_process: bool = False
     instances: int = 0
-    gateway: int = 0
-    users: int = 0
-    media: int = 0
-    notifier: int = 0
-    media_workers: int = 0
-    notifier_workers: int = 0
+    processes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), int) and value < 0:
-                raise ValueError(f"{field.name} must not be negative")
+        counts = {each.name: getattr(self, each.name) for each in fields(self)} | dict(self.processes)
+        for name, count in counts.items():
+            if isinstance(count, int) and count < 0:
+                raise ValueError(f"{name} must not be negative")
+        if unknown := self.processes.keys() - set(KINDS):
+            raise ValueError(f"there is no {min(unknown)}, but {', '.join(KINDS)}")
         if self.synchronous and not self.postgres_replicas:
             raise ValueError("synchronous needs a replica that commits wait for")
         if self.redis > 1:
@@ -43,13 +45,15 @@ class Topology:
                 raise ValueError("one_process runs with BUS=inline, so without a broker")
         elif self.instances:
             raise ValueError("instances is for one_process")
-        elif self.apart and (self.broker == "none" or not min(self.gateway, self.users, self.media, self.notifier)):
+        elif self.apart and (
+            self.broker == "none" or not all(self.processes.get(f"{service.name}-api") for service in SERVICES)
+        ):
             raise ValueError("services in their own processes need a broker and at least one API process each")
 
     @property
     def apart(self) -> int:
         """How many processes of single services there are."""
-        return self.gateway + self.users + self.media + self.notifier + self.media_workers + self.notifier_workers
+        return sum(self.processes.values())
 
     @property
     def has_services(self) -> bool:
@@ -62,7 +66,7 @@ class Topology:
     @property
     def pools(self) -> int:
         """How many pools share the primary: one for each process and service with a database."""
-        return 3 * self.instances + self.apart - self.gateway
+        return len(WITH_DATABASE) * self.instances + self.apart - self.processes.get(f"{GATEWAY}-api", 0)
 
     @property
     def max_connections(self) -> int:
@@ -80,10 +84,7 @@ class Topology:
             case 3:
                 return cls(one_process=True, instances=2, postgres_replicas=1, redis=1)
             case 4:
-                return cls(
-                    postgres_replicas=1, redis=1, broker="auto",
-                    gateway=1, users=1, media=1, notifier=1, media_workers=1, notifier_workers=1,
-                )  # fmt: skip
+                return cls(postgres_replicas=1, redis=1, broker="auto", processes=dict.fromkeys(KINDS, 1))
             case _:
                 raise ValueError(f"there is no stage {number}: choose 1, 2, 3 or 4")
 

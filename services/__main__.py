@@ -4,25 +4,28 @@ Each listens on its own port (`USERS_PORT`, ...); `BUS=inline` hands events on w
 """
 
 import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from services.gateway.app import SERVICE as GATEWAY
-from services.media.app import SERVICE as MEDIA
-from services.notifier.app import SERVICE as NOTIFIER
-from services.users.app import SERVICE as USERS
-from shared.runner import EXIT_CONFIGURATION, run, run_migrations
+from shared.runner import EXIT_CONFIGURATION, Service, run, run_migrations
 
-# The gateway comes last: its door opens when the others listen.
-SERVICES = (USERS, MEDIA, NOTIFIER, GATEWAY)
+
+def discovered() -> list[Service[Any]]:
+    """Every folder with an `app.py`; the gateway last, since its door opens when the others listen."""
+    names = {path.parent.name for path in Path(__file__).parent.glob("*/app.py")}
+    ordered = sorted(names, key=lambda name: (name == "gateway", name))
+    return [import_module(f"services.{name}.app").SERVICE for name in ordered]
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
         case [] | ["run"]:
             return run(
-                [(service, role) for service in SERVICES for role in ("api", "worker") if role in service.roles()]
+                [(service, role) for service in discovered() for role in ("api", "worker") if role in service.roles()]
             )
         case ["migrate"]:
-            return run_migrations(SERVICES)
+            return run_migrations(discovered())
     print("usage: python -m services [run|migrate]", file=sys.stderr)  # noqa: T201
     return EXIT_CONFIGURATION
 

@@ -1,10 +1,12 @@
 """The stages, and what a topology refuses."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from devstack.ports import free_port, free_ports
+from devstack.services import KINDS, Service, discover
 from devstack.topology import Topology
 
 
@@ -37,13 +39,14 @@ def test_unknown_stage(number: int) -> None:
     [
         ({"redis": 2}, "redis is 0 or 1"),
         ({"postgres_replicas": -1}, "postgres_replicas must not be negative"),
-        ({"media_workers": -1}, "media_workers must not be negative"),
+        ({"processes": {"media-worker": -1}}, "media-worker must not be negative"),
+        ({"processes": {"media-wroker": 1}}, "there is no media-wroker, but .*media-worker"),
         ({"one_process": True}, "instances >= 1"),
-        ({"one_process": True, "instances": 1, "users": 1}, "no processes of single services"),
+        ({"one_process": True, "instances": 1, "processes": {"users-api": 1}}, "no processes of single services"),
         ({"one_process": True, "instances": 1, "broker": "auto"}, "without a broker"),
         ({"instances": 2}, "instances is for one_process"),
-        ({"gateway": 1, "users": 1, "media": 1, "notifier": 1}, "need a broker"),
-        ({"gateway": 1, "broker": "auto"}, "at least one API process each"),
+        ({"processes": {"gateway-api": 1, "users-api": 1, "media-api": 1, "notifier-api": 1}}, "need a broker"),
+        ({"processes": {"gateway-api": 1}, "broker": "auto"}, "at least one API process each"),
     ],
 )
 def test_what_cannot_run_is_refused(arguments: dict[str, object], reason: str) -> None:
@@ -52,10 +55,24 @@ def test_what_cannot_run_is_refused(arguments: dict[str, object], reason: str) -
 
 
 def test_postgres_allows_the_pools_of_all_processes() -> None:
-    big = Topology(broker="auto", gateway=4, users=4, media=4, notifier=4, media_workers=8, notifier_workers=2)
+    processes = dict.fromkeys(KINDS, 4) | {"media-worker": 8, "notifier-worker": 2}
+    big = Topology(broker="auto", processes=processes)
 
     assert big.max_connections >= 10 * (4 + 4 + 4 + 8 + 2)
     assert Topology.backing().max_connections == 100
+
+
+def test_a_folder_is_a_service_and_its_files_say_what_it_has(tmp_path: Path) -> None:
+    for path in ("gateway/app.py", "orders/app.py", "orders/consumers.py", "stock/app.py", "notes/readme"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "orders" / "migrations").mkdir()
+
+    found = discover(tmp_path)
+
+    assert found == (Service("orders", True, True), Service("stock", False, False), Service("gateway", False, False))
+    assert found[0].kinds == ("orders-api", "orders-worker")
+    assert {"users-api", "media-worker", "gateway-api"} <= set(KINDS)
 
 
 def test_free_ports_differ_and_can_be_bound() -> None:
