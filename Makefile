@@ -97,6 +97,11 @@ format: $(READY) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format --quiet .
 
+##@ Grow
+.PHONY: service
+service: $(READY) ## Add a service of your own: make service NAME=orders [ITEM=order]
+	@$(BIN)/python scripts/new_service.py $(NAME) $(ITEM)
+
 ##@ Maintain
 .PHONY: lock
 lock: $(READY) ## Lock the dependencies with hashes (UPGRADE=1 takes newer ones)

@@ -4,8 +4,11 @@
 set -euo pipefail
 file=$1
 secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
-names=(POSTGRES_PASSWORD REPLICATION_PASSWORD REDIS_PASSWORD USERS_DATABASE_PASSWORD MEDIA_DATABASE_PASSWORD
-  NOTIFIER_DATABASE_PASSWORD USERS_SIGNING_KEY_SECRET LINK_SECRET MEDIA_URL_SECRET)
+names=(POSTGRES_PASSWORD REPLICATION_PASSWORD REDIS_PASSWORD USERS_SIGNING_KEY_SECRET LINK_SECRET MEDIA_URL_SECRET)
+for folder in "$(dirname "$0")"/../services/*/migrations; do
+  service=$(basename "$(dirname "$folder")")
+  names+=("${service^^}_DATABASE_PASSWORD")
+done
 
 if [ "$file" = - ]; then
   for name in "${names[@]}"; do echo "$name=$(secret)"; done

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from devstack.services import KINDS, SERVICES, WITH_DATABASE
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "tenfold"
 # A helm that was built from source takes a very old cluster for granted.
@@ -44,14 +46,7 @@ def objects(helm: str) -> list[dict[str, Any]]:
     return render(helm)
 
 
-PROCESSES = {
-    "shop-tenfold-gateway",
-    "shop-tenfold-users",
-    "shop-tenfold-media",
-    "shop-tenfold-media-worker",
-    "shop-tenfold-notifier",
-    "shop-tenfold-notifier-worker",
-}
+PROCESSES = {f"shop-tenfold-{kind.removesuffix('-api')}" for kind in KINDS}
 
 
 def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -129,12 +124,7 @@ def test_a_pod_is_given_time_to_drain(helm: str) -> None:
 
 def test_migrations_run_before_the_pods_and_after_the_bootstrap(objects: list[dict[str, Any]]) -> None:
     jobs = of_kind(objects, "Job")
-    assert set(jobs) == {
-        "shop-tenfold-bootstrap",
-        "shop-tenfold-users-migrate",
-        "shop-tenfold-media-migrate",
-        "shop-tenfold-notifier-migrate",
-    }
+    assert set(jobs) == {"shop-tenfold-bootstrap", *(f"shop-tenfold-{name}-migrate" for name in WITH_DATABASE)}
     weights = {name: int(job["metadata"]["annotations"]["helm.sh/hook-weight"]) for name, job in jobs.items()}
     assert all(job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade" for job in jobs.values())
     assert weights.pop("shop-tenfold-bootstrap") < min(weights.values())
@@ -155,7 +145,7 @@ def test_a_service_is_reached_only_by_those_that_call_it(objects: list[dict[str,
         (expression,) = rule["from"][0]["podSelector"]["matchExpressions"]
         return sorted(expression["values"])
 
-    assert callers("shop-tenfold-users") == ["gateway", "media", "notifier"]
+    assert callers("shop-tenfold-users") == sorted(service.name for service in SERVICES if service.name != "users")
     assert callers("shop-tenfold-media") == ["gateway"]
     assert all(
         rule["ports"] == [{"port": "admin"}] for rule in policies["shop-tenfold-media-worker"]["spec"]["ingress"]
@@ -177,7 +167,7 @@ def test_a_new_service_is_one_entry(helm: str) -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"database": {"maxConnections": 80}}, "sum: 83, more than maxConnections 80 - reserve 10 = 70"),
+        ({"database": {"maxConnections": 50}}, "more than maxConnections 50 - reserve 10 = 40"),
         ({"kafka": {"partitions": 3}}, "replicas.max 4 is more than kafka.partitions 3"),
         ({"services": {"users": {"processes": {"api": {"replicas": {"min": 5}}}}}}, "less than replicas.min 5"),
         ({"publicUrl": ""}, "/publicUrl"),

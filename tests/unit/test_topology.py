@@ -17,7 +17,7 @@ def test_each_stage_adds_one_thing() -> None:
     assert (two.one_process, two.instances, two.postgres_replicas, two.redis, two.bus) == (True, 2, 1, 0, "inline")
     assert (three.one_process, three.instances, three.postgres_replicas, three.redis) == (True, 2, 1, 1)
     assert (four.one_process, four.broker, four.bus, four.redis) == (False, "auto", "kafka", 1)
-    assert four.apart == 6
+    assert four.processes == dict.fromkeys(KINDS, 1)
     assert all(stage.has_services for stage in (one, two, three, four))
 
 

@@ -1,15 +1,14 @@
 import pytest
 
 from services.gateway.settings import Settings
-from services.gateway.upstreams import RouteClass
+from services.gateway.upstreams import UPSTREAMS, RouteClass
 from shared.limits import Limit
 from shared.settings import SettingsError, load
 
-ENVIRONMENT = {
+ENVIRONMENT = {f"UPSTREAM_{upstream.name.upper()}": "http://one:8000" for upstream in UPSTREAMS} | {
     "JWKS_URL": "http://users/.well-known/jwks.json",
     "UPSTREAM_USERS": "http://users:8001",
     "UPSTREAM_MEDIA": "http://media-1:8002, http://media-2:8002",
-    "UPSTREAM_NOTIFIER": "http://notifier:8003",
 }
 
 
