@@ -3,6 +3,7 @@
     services/NAME, tests/integration/NAME     the service and its tests
     services/gateway/upstreams.py             its prefix at the gateway
     docker-compose.yml, helm/tenfold/values.yaml
+    tests/e2e/endpoints.py, test_refusals.py  how its endpoints refuse
 
 Everything else finds services by their folders. Refuses names that are taken or are not plain, and writes nothing then.
 """
@@ -35,6 +36,8 @@ PLACES = (
     ("helm/tenfold/values.yaml", "called", r"(?<=^    calls: \[users)(?=, [\w, ]+\]\n    public: true)"),
     ("helm/tenfold/values.yaml", "chart_upstream", r"^      TRUSTED_PROXIES: "),
     ("helm/tenfold/values.yaml", "chart_service", r"^autoscaling:\n"),
+    ("tests/e2e/endpoints.py", "endpoints", r"^}\n"),
+    ("tests/e2e/test_refusals.py", "hers", r'^        "user_id": NOBODY,'),
 )
 
 

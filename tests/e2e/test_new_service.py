@@ -25,12 +25,12 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"DEVSTACK_BROKER": "tansu"}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this project, as it would be committed."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    copy = tmp_path / "project"
+    copy = tmp_path_factory.mktemp("copy") / "project"
     for name in listed.splitlines():
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,23 +44,53 @@ def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_a_new_service_passes_all_checks_and_answers_through_the_gateway(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["users"], "there is a service users already"),
+        (["Orders"], "'Orders' is no name for a service"),
+        (["class"], "'class' is no name for a service"),
+        (["stock"], "what is one of stock called?"),
+        (["../orders"], "is no name for a service"),
+    ],
+)
+def test_what_is_no_name_is_refused_and_nothing_written(project: Path, arguments: list[str], reason: str) -> None:
+    before = sorted(path.relative_to(project) for path in project.rglob("*"))
+    refused = run(project, "scripts/new_service.py", *arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert sorted(p.relative_to(project) for p in project.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+@pytest.fixture(scope="module")
+def grown(project: Path) -> Path:
+    """The project with a service more."""
     made = run(project, "scripts/new_service.py", "gadgets")
     assert made.returncode == 0, made.stderr
     assert "make test ARGS=tests/integration/gadgets" in made.stdout
+    return project
 
-    for command in (
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "command",
+    [
         "ruff check .",
         "ruff format --check .",
         f"mypy --cache-dir {ROOT / '.mypy_cache'} -p services.gadgets -p tests.integration.gadgets",
         "pytest -q tests/contract tests/unit/gateway tests/integration/gadgets",
-    ):
-        checked = await asyncio.to_thread(run, project, "-m", *command.split())
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-    compose = yaml.safe_load((project / "docker-compose.yml").read_text())["services"]
+    ],
+    ids=["ruff", "format", "mypy", "pytest"],
+)
+async def test_a_new_service_passes_the_checks(grown: Path, command: str) -> None:
+    checked = await asyncio.to_thread(run, grown, "-m", *command.split())
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    compose = yaml.safe_load((grown / "docker-compose.yml").read_text())["services"]
     assert {"gadgets", "gadgets-worker", "gadgets-migrate"} <= set(compose)
 
-    async with running(project, tmp_path / "data") as gateway, aiohttp.ClientSession() as http:
+
+async def test_a_new_service_answers_through_the_gateway(grown: Path, tmp_path: Path) -> None:
+    async with running(grown, tmp_path) as gateway, aiohttp.ClientSession() as http:
         person = Person(gateway, http)
         await person.join()
         gadget = await person.post("/api/v1/gadgets", {"title": "first"}, idempotency_key=str(new_id()))
@@ -92,21 +122,3 @@ async def running(project: Path, root: Path) -> AsyncIterator[str]:
         if platform.returncode is None:
             platform.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(platform.wait(), 15) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["users"], "there is a service users already"),
-        (["Orders"], "'Orders' is no name for a service"),
-        (["class"], "'class' is no name for a service"),
-        (["stock"], "what is one of stock called?"),
-        (["../orders"], "is no name for a service"),
-    ],
-)
-def test_what_is_no_name_is_refused_and_nothing_written(project: Path, arguments: list[str], reason: str) -> None:
-    before = sorted(path.relative_to(project) for path in project.rglob("*"))
-    refused = run(project, "scripts/new_service.py", *arguments)
-    assert refused.returncode == 1
-    assert reason in refused.stderr
-    assert sorted(p.relative_to(project) for p in project.rglob("*") if "__pycache__" not in p.parts) == before
