@@ -12,7 +12,7 @@ from uuid import UUID
 
 from services.notifier.errors import TooManyStreams
 
-_MAX_STREAMS_A_USER = 20
+MAX_STREAMS_A_USER = 20
 _RETRY_AFTER_SECONDS = 10
 
 
@@ -57,7 +57,7 @@ class Hub:
     def watch(self, user_id: UUID, position: int) -> Iterator[Watch]:
         """Raises `TooManyStreams`."""
         watches = self._watches.setdefault(user_id, set())
-        if len(watches) >= _MAX_STREAMS_A_USER:
+        if len(watches) >= MAX_STREAMS_A_USER:
             raise TooManyStreams(_RETRY_AFTER_SECONDS)
         watch = Watch(position)
         watches.add(watch)

@@ -80,9 +80,9 @@ class Platform:
         return person
 
     async def mails(self, to: str) -> list[dict[str, Any]]:
-        async with self.http.get(f"{self.stack.urls.mail}/messages") as response:
+        async with self.http.get(f"{self.stack.urls.mail}/messages", params={"to": to}) as response:
             found: list[dict[str, Any]] = json.loads(await response.read())
-        return [mail for mail in found if to in mail["to"]]
+        return found
 
 
 async def administrator(platform: Platform) -> Person:
