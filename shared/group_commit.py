@@ -8,6 +8,7 @@ For hot writes that stand alone: a read mark, a session seen, a delivery noted (
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +22,6 @@ R = TypeVar("R")
 Write = Callable[[Transaction, Sequence[A]], Awaitable[Sequence[R]]]
 
 _LARGEST = 200
-_AT_ONCE = 2
 
 
 class GroupCommit(Generic[A, R]):
@@ -36,10 +36,13 @@ class GroupCommit(Generic[A, R]):
     callbacks of `after_commit` run once, for the transaction that committed.
     """
 
-    def __init__(self, db: Database, write: Write[A, R], key: Callable[[A], Any]) -> None:
+    def __init__(self, db: Database, write: Write[A, R], key: Callable[[A], Any], at_once: int = 2) -> None:
+        """`at_once` batches may run: with two a write seldom waits for one that has begun, with one batches are larger
+        and fewer."""
         self._db = db
         self._write = write
         self._key = key
+        self._at_once = at_once
         self._asked: list[_Asked[A, R]] = []
         self._scheduled = False
         self._running: dict[asyncio.Task[None], set[Any]] = {}
@@ -52,14 +55,14 @@ class GroupCommit(Generic[A, R]):
         loop = asyncio.get_running_loop()
         asked = _Asked[A, R](argument, self._key(argument), loop.create_future())
         self._asked.append(asked)
-        if not self._scheduled and len(self._running) < _AT_ONCE:
+        if not self._scheduled and len(self._running) < self._at_once:
             self._scheduled = True
             loop.call_soon(self._send)
         return await asked.result
 
     def _send(self) -> None:
         self._scheduled = False
-        while self._asked and len(self._running) < _AT_ONCE:
+        while self._asked and len(self._running) < self._at_once:
             taken = set().union(*self._running.values())
             batch: list[_Asked[A, R]] = []
             later: list[_Asked[A, R]] = []
@@ -106,7 +109,8 @@ class GroupCommit(Generic[A, R]):
 
     async def _commit(self, batch: "list[_Asked[A, R]]") -> tuple[Sequence[R], Positions]:
         arguments = [asked.argument for asked in batch]
-        with consistency.tracked(None) as positions:
+        asked_for = any(asked.positions is not None for asked in batch)
+        with consistency.tracked(None) if asked_for else nullcontext(Positions()) as positions:
             async with self._db.transaction() as tx:
                 results = await self._write(tx, arguments)
                 if len(results) != len(batch):

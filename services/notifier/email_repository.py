@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.notifier.models import Email, EmailState, Ended
+from services.notifier.models import Email, EmailState, Ended, Leaving
 from shared.database import Connection
 
 # Of a campaign's email `e` to the recipient `r`.
@@ -76,12 +76,20 @@ def _claiming(due: str) -> str:
     )
 
 
-async def begin_sending(connection: Connection, claims: Sequence[tuple[UUID, UUID]]) -> Sequence[EmailState | None]:
-    """The last word before emails leave; each is given as id and claim, in the order of the ids.
+async def note(connection: Connection, notes: Sequence[Leaving | Ended]) -> Sequence[EmailState | None]:
+    """Note how far senders are with emails, in the order of the emails' ids; for each that is leaving, its state:
 
     `SENDING`: it may leave now. `QUEUED`: its campaign is paused or cancelled. `SUPPRESSED`: its recipient does not
-    want the campaign, or the address refuses email. `None`: it is not the claimant's any more. May be asked again.
+    want the campaign, or the address refuses email. `None`: it is not the claimant's any more. May be noted again.
     """
+    leaving = [one.email for one in notes if isinstance(one, Leaving)]
+    states = await _begin(connection, leaving) if leaving else {}
+    if ended := [one for one in notes if isinstance(one, Ended)]:
+        await _end(connection, ended)
+    return [states.get(one.email.id) if isinstance(one, Leaving) else None for one in notes]
+
+
+async def _begin(connection: Connection, emails: Sequence[Email]) -> Mapping[UUID, EmailState]:
     rows = await connection.fetch(
         "WITH held AS ("
         "  SELECT e.id, CASE WHEN e.campaign_id IS NULL THEN 'sending'"
@@ -93,16 +101,15 @@ async def begin_sending(connection: Connection, claims: Sequence[tuple[UUID, UUI
         "  attempts = e.attempts - (held.state = 'queued')::int,"
         f" last_error = CASE held.state WHEN 'suppressed' THEN {_WHY_UNWANTED} ELSE e.last_error END"
         "  FROM held WHERE e.id = held.id RETURNING e.id, e.state",
-        [email_id for email_id, _ in claims],
-        [claim for _, claim in claims],
+        [email.id for email in emails],
+        [email.claim for email in emails],
     )
-    found = {row["id"]: EmailState(row["state"]) for row in rows}
-    return [found.get(email_id) for email_id, _ in claims]
+    return {row["id"]: EmailState(row["state"]) for row in rows}
 
 
-async def note_ended(connection: Connection, ended: Sequence[Ended]) -> Sequence[None]:
-    """Note how attempts ended, in the order of the emails' ids; nothing where somebody else has the email by now. What
-    bounced is an address to leave alone, if it is the recipient's still."""
+async def _end(connection: Connection, ended: Sequence[Ended]) -> None:
+    """Nothing where somebody else has the email by now. What bounced is an address to leave alone, if it is the
+    recipient's still."""
     await connection.execute(
         "WITH ended AS (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::text[], $6::int[])"
         "   AS ended (id, claim, state, delay, error, counted)),"
@@ -129,7 +136,6 @@ async def note_ended(connection: Connection, ended: Sequence[Ended]) -> Sequence
             [one.email.address for one in bounced],
             [one.error or "" for one in bounced],
         )
-    return [None] * len(ended)
 
 
 async def release_abandoned_emails(

@@ -104,6 +104,12 @@ class Email(msgspec.Struct, frozen=True):
     suppressed: bool
 
 
+class Leaving(msgspec.Struct, frozen=True):
+    """An email that is about to leave."""
+
+    email: Email
+
+
 class Ended(msgspec.Struct, frozen=True):
     """An attempt and what follows: the email's state, and how long to wait before the next attempt if it is `QUEUED`.
 

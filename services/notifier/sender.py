@@ -15,7 +15,7 @@ from services.notifier import campaign_repository
 from services.notifier import email_repository as repository
 from services.notifier.channels.email import Composer, Letter, NotSendable
 from services.notifier.channels.smtp import Result, Smtp
-from services.notifier.models import Campaign, Email, EmailState, Ended, Outcome, RetryPolicy, greeting_name
+from services.notifier.models import Campaign, Email, EmailState, Ended, Leaving, Outcome, RetryPolicy, greeting_name
 from services.notifier.settings import Settings
 from services.notifier.texts import Texts
 from shared import metrics
@@ -64,8 +64,7 @@ class Sender:
             retry_ambiguous=settings.email_retry_ambiguous,
         )
         self._turns = Turns(limiter, Limit(settings.email_domain_per_second, 1))
-        self._begin = GroupCommit(db, repository.begin_sending, key=lambda claim: claim[0])
-        self._end = GroupCommit(db, repository.note_ended, key=lambda ended: ended.email.id)
+        self._notes = GroupCommit(db, repository.note, key=lambda note: note.email.id, at_once=1)
         self._last_campaign: Campaign | None = None
         self._links = link_cipher(settings.link_secret)
         self._woken = asyncio.Event()
@@ -173,7 +172,7 @@ class Sender:
 
     async def _attempt(self, email: Email) -> Result:
         async def before_data() -> None:
-            state = await self._begin.write((email.id, email.claim))
+            state = await self._notes.write(Leaving(email))
             if state is not EmailState.SENDING:
                 raise NotNow(state)
 
@@ -220,7 +219,7 @@ class Sender:
     async def _note(self, ended: Ended) -> None:
         for attempt in range(1, _NOTE_ATTEMPTS + 1):
             try:
-                await self._end.write(ended)
+                await self._notes.write(ended)
             except TenfoldError as error:
                 log.warning("email_not_noted", email_id=str(ended.email.id), error=str(error))
                 await asyncio.sleep(delay(attempt))

@@ -29,7 +29,7 @@ class Settings(DataSettings, frozen=True, kw_only=True):
     stream_poll_alone_seconds: Positive = 1.0  # where there is no Redis
     stream_kept_seconds: Seconds = 24 * 3600.0  # who was away longer finds all in the inbox
 
-    email_concurrency: Count = 16  # connections to the mail server
+    email_concurrency: Count = 20  # connections to the mail server
     email_domain_per_second: Count = 50  # of campaigns, to one domain, by all senders together
     email_poll_seconds: Positive = 1.0
     email_max_attempts: Count = 30  # with the delays below: about a day

@@ -14,7 +14,12 @@ pytestmark = pytest.mark.timeout(400)
 RECIPIENTS = 2000
 KILLS = 3
 # As short as the time that one attempt may take allows.
-ENVIRONMENT = {"SMTP_COMMAND_SECONDS": "1", "SMTP_DATA_SECONDS": "1", "EMAIL_LEASE_SECONDS": "5"}
+ENVIRONMENT = {
+    "EMAIL_CONCURRENCY": "16",
+    "SMTP_COMMAND_SECONDS": "1",
+    "SMTP_DATA_SECONDS": "1",
+    "EMAIL_LEASE_SECONDS": "5",
+}
 
 
 @pytest.fixture
