@@ -23,6 +23,11 @@ class TooManyWebhooks(Conflict):
     title = "Too many webhooks"
 
 
+class WebhookDisabled(Conflict):
+    type = "webhook-disabled"
+    title = "The webhook is disabled"
+
+
 class CampaignEnded(Conflict):
     type = "campaign-ended"
     title = "The campaign is cancelled or done"

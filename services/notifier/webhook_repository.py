@@ -39,10 +39,11 @@ async def list_webhooks(connection: Connection, user_id: UUID, before: UUID, lim
     return [_webhook(row) for row in rows]
 
 
-async def has_webhook(connection: Connection, user_id: UUID, webhook_id: UUID) -> bool:
-    return bool(
-        await connection.fetchval("SELECT true FROM webhooks WHERE id = $1 AND user_id = $2", webhook_id, user_id)
+async def get_webhook(connection: Connection, user_id: UUID, webhook_id: UUID) -> Webhook | None:
+    row = await connection.fetchrow(
+        f"SELECT {_WEBHOOK} FROM webhooks WHERE id = $1 AND user_id = $2", webhook_id, user_id
     )
+    return _webhook(row) if row else None
 
 
 async def delete_webhook(connection: Connection, user_id: UUID, webhook_id: UUID) -> bool:
@@ -143,10 +144,12 @@ async def note_delivered(connection: Connection, delivery: DeliveryInHand, statu
 async def note_failed(
     connection: Connection, delivery: DeliveryInHand, status: int | None, error: str, delay_seconds: float | None
 ) -> float:
-    """To be tried again after the delay, or given up where it is `None`. Answers for how many seconds every delivery
-    to this webhook has failed."""
+    """To be tried again after the delay, or given up where it is `None` or the webhook is disabled meanwhile. Answers
+    for how many seconds every delivery to this webhook has failed."""
     await connection.execute(
-        "UPDATE webhook_deliveries SET state = CASE WHEN $5::float8 IS NULL THEN 'failed' ELSE 'queued' END,"
+        "UPDATE webhook_deliveries SET state = CASE WHEN $5::float8 IS NULL"
+        "   OR EXISTS (SELECT FROM webhooks w WHERE w.id = webhook_id AND disabled_at IS NOT NULL)"
+        "   THEN 'failed' ELSE 'queued' END,"
         " next_attempt_at = now() + make_interval(secs => coalesce($5, 0)), last_status = $3, last_error = $4"
         " WHERE id = $1 AND claim = $2",
         delivery.id,

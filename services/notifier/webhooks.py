@@ -18,7 +18,7 @@ import msgspec
 
 from services.notifier import webhook_repository as repository
 from services.notifier.channels.webhook import Attempt, WebhookClient
-from services.notifier.errors import NotAWebhookUrl, TooManyWebhooks
+from services.notifier.errors import NotAWebhookUrl, TooManyWebhooks, WebhookDisabled
 from services.notifier.models import Delivery, DeliveryInHand, Webhook, WebhookEvent
 from services.notifier.repository import ensure_recipient
 from services.notifier.settings import Settings
@@ -55,15 +55,16 @@ class Webhooks:
         check_url(url, secure_only=self._secure_only)
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
         async with self._db.transaction() as tx:
-            if (earlier := await once.find(tx, Webhook)) is not None:
-                return earlier
             if await forgetting.is_forgotten(tx, user_id):
                 raise Unauthenticated("the account is gone")
+            # Only the id is kept: what is kept must hold no secret.
+            if (earlier := await once.find(tx, UUID)) is not None:
+                return await _get(tx, user_id, earlier)
             await ensure_recipient(tx, user_id)
             if await repository.count_webhooks(tx, user_id) >= MAX_A_USER:
                 raise TooManyWebhooks(f"at most {MAX_A_USER}")
             webhook = await repository.insert_webhook(tx, new_id(), user_id, url, sorted(set(events)), secret)
-            await once.keep(tx, webhook)
+            await once.keep(tx, webhook.id)
         return webhook
 
     async def list(self, user_id: UUID, query: PageQuery) -> Sequence[Webhook]:
@@ -76,19 +77,25 @@ class Webhooks:
 
     async def deliveries(self, user_id: UUID, webhook_id: UUID, query: PageQuery) -> Sequence[Delivery]:
         async def ask(connection: Connection) -> Sequence[Delivery]:
-            if not await repository.has_webhook(connection, user_id, webhook_id):
-                raise NotFound
+            await _get(connection, user_id, webhook_id)
             return await repository.list_deliveries(connection, webhook_id, query.before(), query.limit + 1)
 
         return await self._db.read(ask)
 
     async def redeliver(self, user_id: UUID, webhook_id: UUID, delivery_id: UUID) -> None:
-        """Queue a delivery once more, whatever became of it."""
+        """Queue a delivery once more, whatever became of it. Raises `WebhookDisabled`."""
         async with self._db.transaction() as tx:
-            if not await repository.has_webhook(tx, user_id, webhook_id):
-                raise NotFound
+            if (await _get(tx, user_id, webhook_id)).disabled_at is not None:
+                raise WebhookDisabled("make a new one")
             if not await repository.requeue_delivery(tx, webhook_id, delivery_id):
                 raise NotFound
+
+
+async def _get(connection: Connection, user_id: UUID, webhook_id: UUID) -> Webhook:
+    webhook = await repository.get_webhook(connection, user_id, webhook_id)
+    if webhook is None:
+        raise NotFound
+    return webhook
 
 
 class WebhookQueue:

@@ -165,6 +165,9 @@ async def test_who_is_gone_is_disabled_at_once(node: Node, person: Person) -> No
         await eventually(in_state(node, person, webhook, "failed"))
         _, page = await ask(node, "GET", "/webhooks", person)
         assert page["items"][0]["disabled"]
+        (delivery,) = await deliveries(node, person, webhook)
+        path = f"/webhooks/{webhook['id']}/deliveries/{delivery['id']}/redeliver"
+        assert (await ask(node, "POST", path, person))[0] == 409
         assert len(receiver.received) == 1
 
 
