@@ -113,18 +113,16 @@ class Api:
 
     async def ready(self) -> bool:
         try:
-            return "ready" in await self._ask("/health/ready")
-        except OSError:
+            async with aiohttp.request("GET", f"http://127.0.0.1:{self.admin}/health/ready") as response:
+                return response.status == 200
+        except aiohttp.ClientConnectionError:
             return False
 
     async def open_streams(self) -> int:
         """As its own metric says."""
-        lines = (await self._ask("/metrics")).splitlines()
+        async with aiohttp.request("GET", f"http://127.0.0.1:{self.admin}/metrics") as response:
+            lines = (await response.text()).splitlines()
         return int(float(next(line for line in lines if line.startswith("tenfold_notifier_streams ")).split()[1]))
-
-    async def _ask(self, path: str) -> str:
-        async with aiohttp.request("GET", f"http://127.0.0.1:{self.admin}{path}") as response:
-            return await response.text()
 
     async def listen(self, users: list[UUID]) -> list[Listener]:
         """A stream for each; a user may be named more than once."""
