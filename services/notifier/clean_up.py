@@ -26,6 +26,8 @@ async def keep_cleaning(db: Database, settings: Settings) -> None:
             await clean_up(db, settings)
         except TenfoldError as error:
             log.warning("not_cleaned_up", error=str(error))
+        except Exception:
+            log.exception("not_cleaned_up")
         await asyncio.sleep(_EVERY_SECONDS)
 
 

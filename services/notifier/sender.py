@@ -90,19 +90,18 @@ class Sender:
         self._woken.set()
 
     async def _run(self) -> None:
-        # Many claims cost hardly more than one, so hands wait for each other; but not for long, some may be slow.
-        patient = True
+        # Many claims cost hardly more than one, so free hands wait for each other; but not for long, some may be slow.
+        loop, wait_until = asyncio.get_running_loop(), 0.0
         while not self._stopping:
             self._woken.clear()
             free = self._settings.email_concurrency - len(self._in_hand)
-            if (2 * free >= self._settings.email_concurrency or not patient) and await self._take_up(free):
-                patient = True
+            enough = 2 * free >= self._settings.email_concurrency
+            if (enough or loop.time() >= wait_until) and await self._take_up(free):
+                wait_until = loop.time() + self._settings.email_poll_seconds
                 continue
-            patient = False
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.email_poll_seconds):
                     await self._woken.wait()
-                    patient = True
         if self._in_hand:
             await asyncio.wait(self._in_hand)
 
@@ -111,10 +110,9 @@ class Sender:
         if free <= 0:
             return False
         try:
+            await self._release()
             async with self._db.transaction() as tx:
                 claimed = await repository.claim_emails(tx, new_id(), free)
-            if len(claimed) < free:
-                await self._release()
         except TenfoldError as error:
             log.warning("emails_not_claimed", error=str(error))
             return False
@@ -131,7 +129,7 @@ class Sender:
         return bool(claimed)
 
     async def _release(self) -> None:
-        """Give back what senders that went away have in hand."""
+        """Give back what senders that went away have in hand, once in a while."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._release_at:
             return
@@ -143,7 +141,6 @@ class Sender:
         if abandoned:
             ABANDONED.inc(abandoned)
             log.warning("emails_abandoned", emails=abandoned)
-            self.wake()
 
     def _put_down(self, task: asyncio.Task[None]) -> None:
         self._in_hand.discard(task)
