@@ -89,7 +89,7 @@ class Connection(RequestHandler):
             what, phase = "answer", (unsent,)
         elif self._partial and self.waits_for_a_request:
             what, phase, allowed = "head", ("head", self._request_count), head_seconds
-        elif body is not None and body._waiter is not None:
+        elif body is not None and not body.is_eof() and body._waiter is not None:  # one that is empty has no waiter
             what, phase = "body", ("body", self._request_count)
         if phase != self._phase:
             self._phase, self._since, self._mark = phase, now, self._received

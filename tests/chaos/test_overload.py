@@ -121,6 +121,13 @@ class Load:
         return sum(begin + settle <= at <= begin + seconds for at in self.good) / (seconds - settle)
 
 
+async def upstream_metrics(gateway: Gateway, http: aiohttp.ClientSession) -> list[str]:
+    """What the gateway says of the service, for who looks for a reason."""
+    async with http.get(f"{gateway.admin}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return [line for line in lines if line.startswith("tenfold_upstream_") and 'upstream="users"' in line]
+
+
 @asynccontextmanager
 async def watching(gateway: Gateway, http: aiohttp.ClientSession) -> AsyncIterator[list[float]]:
     """How long readiness takes to answer, in milliseconds; it must."""
@@ -150,6 +157,7 @@ async def test_five_times_the_load_keeps_nine_tenths_of_the_goodput() -> None:
     ):
         await Load(gateway).run(CAPACITY * 0.5, 4)
         peak = await Load(gateway).run(CAPACITY, 6, settle=1)
+        print("", *await upstream_metrics(gateway, http), sep="\n")
         load = Load(gateway)
         async with watching(gateway, http) as readiness:
             good = await load.run(CAPACITY * 5, 12, settle=4)
@@ -158,5 +166,6 @@ async def test_five_times_the_load_keeps_nine_tenths_of_the_goodput() -> None:
             f"{good / peak:.0%} of the peak; answers {load.statuses} (0: nobody waited any more); readiness "
             f"{statistics.median(readiness):.0f} ms, at most {max(readiness):.0f} ms"
         )
+        print(*await upstream_metrics(gateway, http), sep="\n")
         assert good >= 0.9 * peak
         assert load.statuses.get(503, 0) > 0

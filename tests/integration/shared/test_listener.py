@@ -30,6 +30,10 @@ class Handlers:
             self.received += len(chunk)
         return web.Response(text=str(self.received))
 
+    async def wait(self, call: Call) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
     async def flood(self, call: Call) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(call.request)
@@ -67,6 +71,7 @@ async def served(**settings: float) -> AsyncIterator[Served]:
     routes = [
         Route("GET", "/", h.get, Access.PUBLIC),
         Route("POST", "/", h.take, Access.PUBLIC, streaming=True),
+        Route("GET", "/wait", h.wait, Access.PUBLIC, streaming=True),
         Route("GET", "/flood", h.flood, Access.PUBLIC, streaming=True),
     ]
     async with listening(build("test", routes, None, own), own, 0) as listener:
@@ -125,6 +130,15 @@ async def test_a_head_that_drips_is_cut_and_an_idle_connection_is_not() -> None:
 
         await eventually(dripped, every=SHORT / 10)
         await get(idle)  # it has been idle at least as long as the other one dripped
+
+
+async def test_requests_under_way_do_not_hide_others_from_the_watch() -> None:
+    """A request without a body has no stream that could be waited for."""
+    async with served(head_seconds=SHORT) as door:
+        waiting, _ = await door.connect(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        reader, _ = await door.connect(b"G")
+        assert await ended(reader) == b""
+        assert not waiting.at_eof()
 
 
 async def test_a_body_that_stalls_is_cut_and_one_that_moves_is_not() -> None:
