@@ -86,7 +86,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
             ("ce_type", self.type.encode()),
             ("ce_source", self.source.encode()),
             ("ce_specversion", _SPEC_VERSION),
-            ("ce_time", self.time.isoformat().encode()),
+            ("ce_time", _encoder.encode(self.time)[1:-1]),  # `isoformat` takes several times as long
             ("ce_subject", key),
             ("content-type", b"application/json"),
         ]

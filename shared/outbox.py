@@ -179,8 +179,9 @@ class Relay:
             if not rows:
                 return False
             outcomes = await self._bus.publish(list(map(_envelope, rows)))
-            sent = [row["id"] for row, fault in zip(rows, outcomes, strict=True) if fault is None]
-            await tx.execute("DELETE FROM outbox WHERE id = ANY ($1)", sent)
+            sent = [str(row["id"]) for row, fault in zip(rows, outcomes, strict=True) if fault is None]
+            # As one text: of an array the driver looks at each element twice.
+            await tx.execute("DELETE FROM outbox WHERE id = ANY (string_to_array($1, ',')::bigint[])", ",".join(sent))
         metrics.child(RELAYED, self._service).inc(len(sent))
         for row, fault in zip(rows, outcomes, strict=True) if len(sent) < len(rows) else ():
             if fault is not None and row["key"] not in self._waiting_keys:

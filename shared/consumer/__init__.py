@@ -209,11 +209,12 @@ class Consumer:
             if behind:
                 items = [item for item in items if not (item.on.ordered and item.envelope.key in waiting)]
             for on, same in _by_handler(items).items():
-                # Not ON CONFLICT: that costs half as much again, and repeated events are rare.
+                # Not ON CONFLICT: that costs half as much again, and repeated events are rare. The ids are text, which
+                # the driver takes as it is; of an array of anything else it looks at each element twice.
                 await tx.execute(
-                    "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::uuid[])",
+                    "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::text[])::uuid",
                     self._name(on),
-                    [item.envelope.id for item in same],
+                    [str(item.envelope.id) for item in same],
                 )
             for on, run in itertools.groupby(items, operator.attrgetter("on")):
                 assert on.batch is not None
