@@ -203,10 +203,10 @@ class Consumer:
     async def _handle_together(self, items: Sequence[_Item]) -> list[int]:
         """Returns the positions of those that have no effect yet, for their key has a parked event."""
         async with self.db.transaction() as tx:
-            keys = {item.envelope.key for item in items if item.on.ordered}
-            waiting = await parking.waiting_keys(tx, self.group, keys)
-            behind = [item.position for item in items if item.on.ordered and item.envelope.key in waiting]
-            if behind:
+            behind: list[int] = []
+            if await parking.any_waits(tx, self.group):
+                waiting = await parking.waiting_keys(tx, self.group, {item.envelope.key for item in items})
+                behind = [item.position for item in items if item.on.ordered and item.envelope.key in waiting]
                 items = [item for item in items if not (item.on.ordered and item.envelope.key in waiting)]
             for on, same in _by_handler(items).items():
                 # Not ON CONFLICT: that costs half as much again, and repeated events are rare. The ids are text, which

@@ -68,10 +68,14 @@ async def park(
     )
 
 
+async def any_waits(connection: Connection, group: str) -> bool:
+    """Whether the group has any parked event that later ones wait behind."""
+    sql = "SELECT 1 FROM parked_events WHERE ordered AND consumer = $1 LIMIT 1"
+    return await connection.fetchval(sql, group) is not None
+
+
 async def waiting_keys(connection: Connection, group: str, keys: Collection[str]) -> set[str]:
     """Those of `keys` that have a parked event which later ones wait behind."""
-    if not await connection.fetchval("SELECT 1 FROM parked_events WHERE ordered AND consumer = $1 LIMIT 1", group):
-        return set()  # as nearly always, and `keys` need not go to the server
     rows = await connection.fetch(
         "SELECT DISTINCT key FROM parked_events WHERE ordered AND consumer = $1 AND key = ANY ($2)", group, list(keys)
     )
