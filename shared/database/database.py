@@ -95,6 +95,7 @@ class Database:
         self._constraints = constraints
         self._fallback = asyncio.Semaphore(fallback)
         self._turn = 0
+        self._reads_without_replicas = metrics.child(READS, service, "primary", "no_replica")
 
     @classmethod
     @asynccontextmanager
@@ -131,7 +132,7 @@ class Database:
         took place: that is `Unavailable` too.
         """
         try:
-            slot = self._primary.take() or await self._primary.acquire()
+            slot = self._primary.pool.take() or await self._primary.acquire()
             connection = slot.connection
             tx = Transaction(connection)
             try:
@@ -163,7 +164,7 @@ class Database:
         try:
             if self._replicas:
                 return await self._read_somewhere(query, *args, **kwargs)
-            metrics.child(READS, self.service, "primary", "no_replica").inc()
+            self._reads_without_replicas.inc()
             return await self._primary.run(query, *args, **kwargs)
         except _DRIVER_ERRORS as error:
             self._raise_meaning(error)

@@ -32,7 +32,7 @@ GONE = (
 _POOL = ("service", "target")
 ACQUIRE = metrics.Histogram(
     "tenfold_database_acquire_seconds",
-    "Wait for a pooled connection",
+    "Wait for a pooled connection, where none was free at once",
     _POOL,
     buckets=(0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
 )
@@ -80,9 +80,9 @@ class Server(ABC):
         """Call `query(connection, ...)` with a connection of the pool.
 
         Raises what `query` does, and what `acquire` does. The path of every read: while a connection is free, it costs
-        two calls and a metric.
+        two calls.
         """
-        slot = self.take() or await self.acquire()
+        slot = self.pool.take() or await self.acquire()
         try:
             answer = await query(slot.connection, *args, **kwargs)
         except BaseException as error:
@@ -91,17 +91,11 @@ class Server(ABC):
         self.pool.give_back(slot)
         return answer
 
-    def take(self) -> Slot | None:
-        """A connection that is free now, to be given back to `pool`, or to `recover` by whom an error befell."""
-        slot = self.pool.take()
-        if slot is not None:
-            self._waits.observe(0)
-        return slot
-
     async def acquire(self) -> Slot:
-        """`take`, for who can wait and have one opened.
+        """For whom `pool.take` had no connection: one that comes back, or is opened, in time.
 
-        Raises `PoolExhausted` when none is free in time, `Unavailable` when there is no server.
+        It is to be given back to `pool`, or to `recover` by whom an error befell. Raises `PoolExhausted` when none is
+        free in time, `Unavailable` when there is no server.
         """
         started = time.perf_counter()
         self.waiting += 1
