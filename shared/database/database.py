@@ -8,6 +8,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 import asyncpg
 
 from shared import budget, consistency, metrics
+from shared.database.pool import FAILURES
 from shared.database.primary import Primary
 from shared.database.replica import Replica
 from shared.database.server import GONE, PoolExhausted, Server
@@ -33,7 +34,7 @@ _DEMOTED = (
 )
 
 # Those that may have a meaning to a caller.
-_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
 
 # target: primary, replica-N or none; reason: any (no token was needed), token (a replica has replayed it; on the
 # primary: none has), no_replica (none is configured), replicas_out, shed.
@@ -226,7 +227,7 @@ class Database:
         # stands, so the caller gets its answer, and a position that no replica reaches until it writes again.
         try:
             position, answered = await self._primary.note(connection), True
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except FAILURES:
             position, answered = self._primary.unreached(), False
         consistency.current().advance(self._primary.cluster, position)
         return answered
@@ -236,7 +237,7 @@ class Database:
             return  # it is PgBouncer's to bound the server's connections
         try:
             allowed = int(await self._primary.run(_ask, "SHOW max_connections"))
-        except (OSError, Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (Unavailable, *FAILURES) as error:
             log.warning("connection_budget_unknown", database=self.service, error=type(error).__name__)
             return
         plan = budget.Plan(

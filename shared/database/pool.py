@@ -18,6 +18,11 @@ _LOOK_SECONDS = 60.0
 _LIFETIME_SECONDS = 1800.0
 
 
+# What using a connection can end with. The driver says `InternalClientError` when the server's last words came between
+# two statements: it is surprised, and closes the connection.
+FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
 class Slot:
     """Room for one connection, and the connection that is in it, if any."""
 
@@ -183,5 +188,5 @@ class Pool:
 
 async def cut(connection: Any) -> None:
     """Close a connection, in order if that is quick."""
-    with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with suppress(*FAILURES):
         await connection.close(timeout=_CLOSE_SECONDS)

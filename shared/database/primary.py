@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from shared.consistency import Position
-from shared.database.pool import cut
+from shared.database.pool import FAILURES, cut
 from shared.database.server import GONE, Server
 from shared.errors import Unavailable
 from shared.logs import get_logger
@@ -84,7 +84,7 @@ class Primary(Server):
                 recorded = await self.run(self._look, recorded)
             except Unavailable:
                 pass  # exhausted or away: the next connection is looked for on every host
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except FAILURES as error:
                 log.warning("primary_hangs", error=type(error).__name__)
                 self.pool.expire()
             await asyncio.sleep(_WATCH_SECONDS)
@@ -107,7 +107,7 @@ class Primary(Server):
                 # Also when the caller's patience ends here: the next one begins with the next host.
                 if self._preferred == host:
                     self._preferred = (host + 1) % len(self._hosts)
-                if not isinstance(error, (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+                if not isinstance(error, FAILURES):
                     raise
                 failure = error if n == 0 or not isinstance(error, GONE) else failure
             else:

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import asyncpg
 
 from shared import metrics
-from shared.database.pool import Pool, Slot
+from shared.database.pool import FAILURES, Pool, Slot
 from shared.errors import Unavailable
 from shared.settings import DataSettings
 
@@ -27,6 +27,7 @@ GONE = (
     asyncpg.exceptions.CannotConnectNowError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.TooManyConnectionsError,
+    asyncpg.InternalClientError,
 )
 
 _POOL = ("service", "target")
@@ -132,13 +133,15 @@ class Server(ABC):
         connection = slot.connection
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
+                if connection.is_closed():
+                    return
                 if not connection.is_in_transaction():
                     await connection.execute("SELECT 1")  # after what was cancelled, which may be a BEGIN, has ended
                 if connection.is_in_transaction():
                     await connection.execute("ROLLBACK")
         except BaseException as error:
             connection.terminate()
-            if not isinstance(error, (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+            if not isinstance(error, FAILURES):
                 raise
         finally:
             self.pool.give_back(slot)

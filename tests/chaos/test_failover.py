@@ -113,7 +113,9 @@ class Writer:
         finally:
             for task in clients:
                 task.cancel()
-            await asyncio.gather(*clients, return_exceptions=True)
+            for end in await asyncio.gather(*clients, return_exceptions=True):
+                if isinstance(end, Exception):
+                    raise end  # it met an error that is not `Unavailable`, and wrote no more
 
     async def lost(self) -> int:
         """How many acknowledged rows the primary does not have."""

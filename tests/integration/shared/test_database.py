@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -96,6 +97,23 @@ async def test_who_leaves_a_statement_running_does_not_trouble_the_next(
     async with Database.opened("things", settings, health) as db:
         with pytest.raises(asyncpg.InterfaceError, match="in progress"):
             await db.read(two_at_once)
+        assert await db.read(things.where) == "primary"
+
+
+async def test_the_server_s_last_words_between_two_statements_are_its_failure(
+    data_settings: DataSettings, health: Health
+) -> None:
+    """As those of one whose postmaster was killed: the driver does not expect them then."""
+    words = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to unexpected postmaster exit\0\0"
+
+    async def interrupted(connection: Any) -> None:
+        connection._protocol.data_received(b"E" + (4 + len(words)).to_bytes(4) + words)
+        await connection.fetchval("SELECT 1")
+
+    settings = msgspec.structs.replace(data_settings, database_replica_urls=(), database_pool_max=1)
+    async with Database.opened("things", settings, health) as db:
+        with pytest.raises(Unavailable, match="away"):
+            await db.read(interrupted)
         assert await db.read(things.where) == "primary"
 
 
