@@ -10,13 +10,16 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from devstack.stack import Stack
+from devstack.topology import Topology
 from services.users.app import SERVICE
 from services.users.settings import Settings
 from shared import logs
-from tests import backing
+from tests.backing import Backing, Schema
 from tests.serving import Api, serving
 
 _PEOPLE = 20
@@ -46,11 +49,21 @@ async def measure(api: Api, path: str, attempts: int) -> tuple[float, float, flo
     return auc(times[False], times[True]), middle[True], middle[False]
 
 
+@asynccontextmanager
+async def database(root: Path) -> AsyncIterator[Schema]:
+    """A database for users and nothing else, so that little else takes time."""
+    topology = Topology.backing(replicas=0, redis=0, broker="none")
+    async with Stack(topology, root=root, durable=False, keep_data=False) as stack:
+        servers = Backing(stack.urls.postgres_primary, [], "", "", "", "", "", stack)
+        async with servers.schema("users") as schema:
+            yield schema
+
+
 async def main(attempts: int) -> int:
     logs.setup("bench", "error")
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        async with backing.opened(Path(folder)) as stack, stack.schema("users") as schema:
+        async with database(Path(folder)) as schema:
             settings = Settings(
                 database_url=schema.url,
                 bus="inline",

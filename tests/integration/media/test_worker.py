@@ -63,6 +63,14 @@ async def test_deleted_before_and_while_it_is_processed(world: World) -> None:
     await eventually(relayed)
 
 
+async def test_a_deletion_does_not_wait_for_the_next_sweep(media_settings: Settings, keys: Keys) -> None:
+    async with running(msgspec.structs.replace(media_settings, sweep_seconds=3600.0), keys) as world:
+        media = await world.settled((await world.uploaded(images.photo(300, 200)))["id"])
+        assert not await world.is_empty()
+        await world.call("DELETE", f"/api/v1/media/{media['id']}")
+        await eventually(world.is_empty)
+
+
 @pytest.fixture
 def kafka_settings(media_settings: Settings) -> Settings:
     return msgspec.structs.replace(media_settings, bus="kafka", upload_max_bytes=2**30)
