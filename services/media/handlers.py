@@ -4,7 +4,7 @@ import socket
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from aiohttp import BodyPartReader, hdrs, web
+from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from services.media import schemas
@@ -135,18 +135,19 @@ async def _body(request: web.Request) -> AsyncIterator[bytes]:
             yield chunk
         return
     try:
-        part = await _file_part(request)
+        form = await request.multipart()
+        part = await _file_part(form)
         while chunk := await part.read_chunk(_CHUNK_BYTES):
             yield chunk
+        await form.next()  # raises unless a boundary ended the file: what was cut off must not pass for whole
     except (ValueError, AssertionError, HttpProcessingError) as error:
         raise Malformed(f"not a form: {error}") from None
 
 
-async def _file_part(request: web.Request) -> BodyPartReader:
+async def _file_part(form: MultipartReader) -> BodyPartReader:
     """The field `file` of a form; fields before it are passed over, up to a bound."""
     skipped = 0
-    reader = await request.multipart()
-    while (part := await reader.next()) is not None:
+    while (part := await form.next()) is not None:
         if not isinstance(part, BodyPartReader):
             raise Malformed("nested multipart")
         if part.name == "file":
