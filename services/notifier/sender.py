@@ -6,16 +6,26 @@ some at a time, and what is noted for emails at the same moment shares a transac
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 from services.notifier import campaign_repository
 from services.notifier import email_repository as repository
 from services.notifier.channels.email import Composer, Letter, NotSendable
 from services.notifier.channels.smtp import Result, Smtp
-from services.notifier.models import Campaign, Email, EmailState, Ended, Leaving, Outcome, RetryPolicy, greeting_name
+from services.notifier.models import (
+    Campaign,
+    Content,
+    Email,
+    EmailState,
+    Ended,
+    Leaving,
+    Outcome,
+    RetryPolicy,
+    greeting_name,
+)
 from services.notifier.settings import Settings
 from services.notifier.texts import Texts
 from shared import metrics
@@ -33,6 +43,9 @@ log = get_logger()
 _ERROR_LENGTH = 500
 _NOTE_ATTEMPTS = 6
 _TURN_SECONDS = 2.0
+_TAKES_A_SECOND = 20
+_PROVIDERS = 10_000
+_ANYBODY = UUID(int=0)
 _RELEASE_SECONDS = 1.0
 _RELEASE_BATCH = 1000
 
@@ -63,9 +76,10 @@ class Sender:
             longest_delay=settings.email_longest_retry_seconds,
             retry_ambiguous=settings.email_retry_ambiguous,
         )
-        self._turns = Turns(limiter, Limit(settings.email_domain_per_second, 1))
+        self._turns = Turns(limiter, settings.email_domain_per_second)
         self._notes = GroupCommit(db, repository.note, key=lambda note: note.email.id, at_once=1)
         self._last_campaign: Campaign | None = None
+        self._last_contents: dict[tuple[UUID, str], Content] = {}
         self._links = link_cipher(settings.link_secret)
         self._woken = asyncio.Event()
         self._stopping = False
@@ -194,8 +208,17 @@ class Sender:
             return self._composer.compose(content, name, email.address, email.message_id)
         campaign = await self._campaign(email.campaign_id)
         url = self._texts.unsubscribe_url(email.unsubscribe_token)
-        content = self._texts.campaign(campaign.subject, campaign.text, campaign.html, email.locale, url)
+        content = self._content(campaign, email.locale, url)
         return self._composer.compose(content, name, email.address, email.message_id, url)
+
+    def _content(self, campaign: Campaign, locale: str, url: str) -> Content:
+        """Rendered once for all who read the same language; only the link is each recipient's own."""
+        anybodys = self._texts.unsubscribe_url(_ANYBODY)
+        key = (campaign.id, locale.partition("-")[0])
+        if (content := self._last_contents.get(key)) is None:
+            content = self._texts.campaign(campaign.subject, campaign.text, campaign.html, locale, anybodys)
+            self._last_contents[key] = content
+        return Content(content.subject, content.text.replace(anybodys, url), content.html.replace(anybodys, url))
 
     async def _campaign(self, campaign_id: UUID) -> Campaign:
         """The texts of a campaign do not change, so the last one is kept."""
@@ -205,7 +228,7 @@ class Sender:
                 campaign = await campaign_repository.get_campaign(tx, campaign_id)
             if campaign is None:
                 raise NotFound
-            self._last_campaign = campaign
+            self._last_campaign, self._last_contents = campaign, {}
         return campaign
 
     def _token(self, email: Email) -> str:
@@ -225,25 +248,48 @@ class Sender:
         log.error("email_left_in_hand", email_id=str(ended.email.id), state=ended.state)
 
 
-class Turns:
-    """Turns at the providers of recipients, to each so many a second, however many senders there are."""
+class _Provider:
+    """Turns that were taken and not used yet, and until when they are good."""
 
-    def __init__(self, limiter: RateLimiter, limit: Limit) -> None:
+    __slots__ = ("lock", "turns", "until")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()  # of those who wait one asks, and the others wait for that one
+        self.turns = 0
+        self.until = 0.0
+
+
+class Turns:
+    """Turns at the providers of recipients, to each so many a second, however many senders there are. Where there are
+    many, some are taken at a time."""
+
+    def __init__(self, limiter: RateLimiter, per_second: int) -> None:
         self._limiter = limiter
-        self._limit = limit
-        # Of those who wait for the same provider one asks, and the others wait for that one.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._at_a_time = max(1, per_second // _TAKES_A_SECOND)
+        self._limit = Limit(per_second // self._at_a_time, 1)
+        self._providers: OrderedDict[str, _Provider] = OrderedDict()
 
     async def take(self, address: str) -> bool:
         """Wait for a turn at the address's provider; false when that takes long."""
         domain = address.rpartition("@")[2].lower()
-        lock = self._locks.setdefault(domain, asyncio.Lock())
+        provider = self._provider(domain)
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_TURN_SECONDS), lock:
-                while True:
+            async with asyncio.timeout(_TURN_SECONDS), provider.lock:
+                while not provider.turns or loop.time() > provider.until:
                     decision = await self._limiter.hit(f"email:{domain}", self._limit)
                     if decision.allowed:
-                        return True
-                    await asyncio.sleep(decision.retry_after)
+                        provider.turns, provider.until = self._at_a_time, loop.time() + 1
+                    else:
+                        await asyncio.sleep(decision.retry_after)
+                provider.turns -= 1
         except TimeoutError:
             return False
+        return True
+
+    def _provider(self, domain: str) -> _Provider:
+        provider = self._providers.setdefault(domain, _Provider())
+        self._providers.move_to_end(domain)
+        if len(self._providers) > _PROVIDERS:
+            self._providers.popitem(last=False)
+        return provider
