@@ -89,10 +89,7 @@ async def set_answer_headers(request: web.Request, response: web.StreamResponse)
 def _shed(request: web.Request, context: Context) -> web.Response:
     """Refuses before anything is spent on the request, its line in the log included: most of overload is this."""
     metrics.child(metrics.HTTP_SHED, context.service).inc()
-    response = problem_response(Unavailable("overloaded"))
-    if request.can_read_body and not request.content.at_eof():
-        response.force_close()
-    return response
+    return _refusal(request, Unavailable("overloaded"))
 
 
 @web.middleware
@@ -156,7 +153,11 @@ async def render_errors(request: web.Request, handler: Handler) -> web.StreamRes
         failure = TenfoldError()
     if _STARTED in request:
         return _cut(request)
-    response = problem_response(failure)
+    return _refusal(request, failure)
+
+
+def _refusal(request: web.Request, error: TenfoldError) -> web.Response:
+    response = problem_response(error)
     if request.can_read_body and not request.content.at_eof():
         response.force_close()  # what the caller still sends must not be taken for its next request
     return response

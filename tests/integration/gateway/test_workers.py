@@ -84,7 +84,7 @@ async def started(too_soon: float = 0.0, **environ: str) -> AsyncIterator[Worker
 
 async def test_they_share_a_port_and_one_that_dies_is_started_anew() -> None:
     async with started() as workers:
-        await eventually(workers.ready)
+        await eventually(workers.ready, within=60)
         await workers.served()
         before = workers.pids
         assert len(before) == NUMBER
@@ -94,7 +94,7 @@ async def test_they_share_a_port_and_one_that_dies_is_started_anew() -> None:
             return len(workers.pids) == NUMBER and before[1] not in workers.pids
 
         await eventually(replaced)
-        await eventually(workers.ready)
+        await eventually(workers.ready, within=60)
         await workers.served()
         workers.process.terminate()
         assert await asyncio.wait_for(workers.process.wait(), 15) == 0
@@ -102,7 +102,7 @@ async def test_they_share_a_port_and_one_that_dies_is_started_anew() -> None:
 
 async def test_they_end_when_one_cannot_live() -> None:
     async with started(too_soon=60) as workers:
-        await eventually(workers.ready)
+        await eventually(workers.ready, within=60)
         os.kill(workers.pids[0], signal.SIGKILL)
         assert await asyncio.wait_for(workers.process.wait(), 15) == 1
 
@@ -110,7 +110,7 @@ async def test_they_end_when_one_cannot_live() -> None:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 async def test_none_outlives_its_parent(end: signal.Signals) -> None:
     async with started() as workers:
-        await eventually(workers.ready)
+        await eventually(workers.ready, within=60)
         pids = workers.pids
         workers.process.send_signal(end)
 
