@@ -33,8 +33,9 @@ _AT_ONCE = 2
 class Loader(Generic[K, V]):
     """`query` answers the rows of some keys, each under its key, and leaves out what does not exist.
 
-    What is asked for in one turn of the event loop goes out together, and so does what is asked for while two queries
-    are under way. A batch runs where the row is as new as the most demanding of its callers needs it.
+    Who asks alone asks for itself at once, as if there were no loader. What else is asked for in that turn of the event
+    loop goes out together, and so does what is asked for while two queries are under way. A batch runs where the row is
+    as new as the most demanding of its callers needs it.
     """
 
     def __init__(self, db: Database, query: Query[K, V]) -> None:
@@ -44,12 +45,20 @@ class Loader(Generic[K, V]):
         self._needed = Positions()
         self._workers: set[asyncio.Task[None]] = set()
         self._busy = 0  # workers with a query under way; the others will see what is asked for in this turn
+        self._is_one_alone = False
 
     async def get(self, key: K) -> V | None:
         """The row of `key`, or `None`; raises what `Database.read` does.
 
         A caller's deadline or cancellation is its own: the others still get their rows.
         """
+        if not self._workers and not self._is_one_alone:
+            self._is_one_alone = True
+            try:
+                return (await self._db.read(self._query, [key])).get(key)
+            finally:
+                self._is_one_alone = False
+                self._see_to_it()
         answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
         if (others := self._asked.get(key)) is None:
             self._asked[key] = [answer]
@@ -62,7 +71,7 @@ class Loader(Generic[K, V]):
 
     def _see_to_it(self) -> None:
         """Have a worker take what is asked for, unless one is about to, or there are enough."""
-        if self._asked and self._busy == len(self._workers) < _AT_ONCE:
+        if self._asked and self._busy == len(self._workers) < _AT_ONCE - self._is_one_alone:
             # Nobody's context: neither the deadline nor the trace of one caller is the others'.
             worker = asyncio.create_task(self._work(), context=Context())
             self._workers.add(worker)
