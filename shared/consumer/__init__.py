@@ -8,30 +8,36 @@ after that.
 A handler that fails is tried again at once a few times; then the event is parked (`parking`) and has another round
 after each of the service's retry delays; then it is a dead letter, with reason, stack and origin. Later events of its
 key wait behind it unless the handler says that order does not matter. What is down (`Unavailable`) is waited for.
+
+    delivery.py   what a handler gets, and the lines of the topic table
+    batches.py    many events in one transaction
+    parking.py    where events wait that could not be handled: parked, or dead
+    __main__.py   looking at dead letters and redriving them
 """
 
 import asyncio
 import itertools
-import operator
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple
-from uuid import UUID
+from typing import Any
 
 import asyncpg
 import msgspec
 import structlog
 
 from shared import consistency, metrics, tracing
-from shared.consumer import parking
+from shared.consumer import batches, parking
+from shared.consumer.batches import Item
+from shared.consumer.delivery import DURATION, HANDLED, AlreadyHandled, Behind, Delivery, On
 from shared.consumer.parking import Fault, Parked
-from shared.database import Connection, Database, Transaction
+from shared.database import Database
 from shared.errors import Unavailable
-from shared.events import CONSISTENCY, E, Envelope, Event
+from shared.events import CONSISTENCY, Envelope, Event
 from shared.logs import get_logger
 from shared.sweeping import sweep
+
+__all__ = ["AlreadyHandled", "Consumer", "Delivery", "On", "clean_up", "clean_up_failed", "delay"]
 
 log = get_logger()
 
@@ -43,92 +49,9 @@ _RETRY_POLL_SECONDS = 1.0
 _RETRY_BATCH = 8
 _LEASE_SECONDS = 300.0
 _DOWN_SECONDS = 5.0
-_INBOX_KEY = "inbox_pkey"
 _BURIED_AT_ONCE = 1000
 _DEAD_KEPT = "90 days"
 _KEPT = "30 days"  # well past the broker's retention
-
-HANDLED = metrics.Counter("tenfold_consumer_events_total", "Events by outcome", ("consumer", "type", "outcome"))
-DURATION = metrics.Histogram(
-    "tenfold_consumer_duration_seconds",
-    "Time to handle an event, or a batch",
-    ("consumer", "type"),
-    buckets=metrics.DURATION_BUCKETS,
-)
-
-
-class AlreadyHandled(Exception):
-    pass
-
-
-class _Behind(Exception):
-    """An earlier event of the key is parked."""
-
-
-class Delivery(Generic[E]):
-    """One event in the hands of one handler."""
-
-    def __init__(self, event: E, envelope: Envelope, consumer: str, db: Database, behind: str | None) -> None:
-        """`behind` is the group whose parked events of this key come first; `None` where nothing can."""
-        self.event = event
-        self.envelope = envelope
-        self._consumer = consumer
-        self._db = db
-        self._behind = behind
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """The transaction of the effect. Ends the handler at once if the event has had its effect already."""
-        async with self._db.transaction() as tx:
-            # One statement, so that the rare parked event costs the common case no round trip.
-            done = await tx.execute(
-                "INSERT INTO inbox (consumer, event_id) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM parked_events"
-                " WHERE ordered AND consumer = $3 AND topic = $4 AND key = $5) ON CONFLICT DO NOTHING",
-                self._consumer,
-                self.envelope.id,
-                self._behind,
-                self.envelope.topic,
-                self.envelope.key,
-            )
-            if done == "INSERT 0 0":
-                if await _is_handled(tx, self._consumer, self.envelope.id):
-                    raise AlreadyHandled
-                raise _Behind
-            yield tx
-
-    async def stop_if_handled(self) -> None:
-        """For handlers whose work is dear: end here if the effect is there already."""
-        if await self._db.read(_is_handled, self._consumer, self.envelope.id):
-            raise AlreadyHandled
-
-
-async def _is_handled(connection: Connection, consumer: str, event_id: object) -> bool:
-    row = await connection.fetchval("SELECT 1 FROM inbox WHERE consumer = $1 AND event_id = $2", consumer, event_id)
-    return row is not None
-
-
-@dataclass(frozen=True, eq=False)
-class On(Generic[E]):
-    """A line of a service's topic table: events of this type go to this method.
-
-    `ordered`: while an event of a key waits for another round, later ones of the key wait behind it. `batch`, for
-    effects that are statements only, gives many events their effect in the transaction it is handed; when it fails,
-    they go to `handle` one by one.
-    """
-
-    event: type[E]
-    handle: Callable[[Delivery[E]], Awaitable[None]]
-    ordered: bool = True
-    batch: Callable[[Transaction, Sequence[E]], Awaitable[None]] | None = None
-
-
-class _Item(NamedTuple):
-    """An event of a batch."""
-
-    position: int
-    on: On[Any]
-    envelope: Envelope
-    event: Event
 
 
 class Consumer:
@@ -158,7 +81,7 @@ class Consumer:
         with self._observed(on, envelope):
             try:
                 outcome = await self._attempt(on, envelope, self.group if on.ordered else None)
-            except _Behind:
+            except Behind:
                 outcome = await self._park(on, envelope)
             except Unavailable:
                 raise
@@ -168,7 +91,7 @@ class Consumer:
                     outcome = await self._park(on, envelope, fault)
                 else:
                     outcome = await self._bury(envelope, on.ordered, fault)
-            metrics.child(HANDLED, self._name(on), envelope.type, outcome).inc()
+            metrics.child(HANDLED, on.consumer(self.group), envelope.type, outcome).inc()
 
     async def handle_batch(self, envelopes: Sequence[Envelope]) -> list[int]:
         """Give many events of a topic their effect in one transaction; those handled before have theirs already.
@@ -176,71 +99,29 @@ class Consumer:
         Returns the positions of those to be handled one by one: all of them when a handler fails, else those that do
         not fit their type or have a parked event of their key before them. Raises `Unavailable` when a part is down.
         """
-        items: list[_Item] = []
+        items: list[Item] = []
         apart: list[int] = []
         for position, envelope in enumerate(envelopes):
             if (on := self._table.get(envelope.type)) is not None:
                 try:
-                    items.append(_Item(position, on, envelope, envelope.decode(on.event)))
+                    items.append(Item(position, on, envelope, envelope.decode(on.event)))
                 except msgspec.DecodeError:
                     apart.append(position)
         try:
             try:
-                behind = await self._handle_together(items)
+                behind = await batches.handle(self.db, self.group, items)
             except asyncpg.UniqueViolationError as error:
-                if error.constraint_name != _INBOX_KEY:
+                if error.constraint_name != batches.INBOX_KEY:
                     raise
                 # Delivered again, after a rebalance or by a relay that died before it deleted them.
-                items = await self._without_repeated(items)
-                behind = await self._handle_together(items)
+                items = await batches.without_repeated(self.db, self.group, items)
+                behind = await batches.handle(self.db, self.group, items)
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - one by one each event's own fault is found
             log.info("batch_taken_apart", consumer=self.group, events=len(envelopes), error=repr(error))
             return list(range(len(envelopes)))
         return sorted(apart + behind)
-
-    async def _handle_together(self, items: Sequence[_Item]) -> list[int]:
-        """Returns the positions of those that have no effect yet, for their key has a parked event."""
-        async with self.db.transaction() as tx:
-            behind: list[int] = []
-            if await parking.any_waits(tx, self.group):
-                waiting = await parking.waiting_keys(tx, self.group, {item.envelope.key for item in items})
-                behind = [item.position for item in items if item.on.ordered and item.envelope.key in waiting]
-                items = [item for item in items if not (item.on.ordered and item.envelope.key in waiting)]
-            for on, same in _by_handler(items).items():
-                # Not ON CONFLICT: that costs half as much again, and repeated events are rare. The ids are text, which
-                # the driver takes as it is; of an array of anything else it looks at each element twice.
-                await tx.execute(
-                    "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::text[])::uuid",
-                    self._name(on),
-                    [str(item.envelope.id) for item in same],
-                )
-            for on, run in itertools.groupby(items, operator.attrgetter("on")):
-                assert on.batch is not None
-                with metrics.child(DURATION, self._name(on), on.event.TYPE).time():
-                    await on.batch(tx, [item.event for item in run])
-        for on, same in _by_handler(items).items():
-            metrics.child(HANDLED, self._name(on), on.event.TYPE, "done").inc(len(same))
-        return behind
-
-    async def _without_repeated(self, items: Sequence[_Item]) -> list[_Item]:
-        fresh: dict[tuple[str, UUID], _Item] = {}
-        for item in items:
-            fresh.setdefault((item.on.event.TYPE, item.envelope.id), item)
-        async with self.db.transaction() as tx:
-            for on, same in _by_handler(items).items():
-                rows = await tx.fetch(
-                    "SELECT event_id FROM inbox WHERE consumer = $1 AND event_id = ANY ($2)",
-                    self._name(on),
-                    [item.envelope.id for item in same],
-                )
-                for row in rows:
-                    fresh.pop((on.event.TYPE, row["event_id"]), None)
-        for on, same in _by_handler(items).items():
-            repeated = len(same) - sum(item.on is on for item in fresh.values())
-            metrics.child(HANDLED, self._name(on), on.event.TYPE, "repeated").inc(repeated)
-        return list(fresh.values())
 
     async def bury_unreadable(self, record: Any, origin: str, reason: str) -> None:
         """Keep bytes of the broker that are not one of our events. Raises `Unavailable` when the database is down."""
@@ -309,23 +190,23 @@ class Consumer:
                     log.error("event_buried", consumer=self.group, event_id=str(envelope.id), reason=fault.reason)
                 await parking.release(tx, parked)
         if on is not None:
-            metrics.child(HANDLED, self._name(on), envelope.type, outcome).inc()
+            metrics.child(HANDLED, on.consumer(self.group), envelope.type, outcome).inc()
 
     async def _attempt(self, on: On[Any], envelope: Envelope, behind: str | None) -> str:
         """A few attempts close together, for blips; raises what the last one did."""
         event: Event = envelope.decode(on.event)
         for attempt in itertools.count(1):
             try:
-                await on.handle(Delivery(event, envelope, self._name(on), self.db, behind))
+                await on.handle(Delivery(event, envelope, on.consumer(self.group), self.db, behind))
             except AlreadyHandled:
                 return "repeated"
-            except _Behind:
+            except Behind:
                 raise
             except Exception as error:
                 if attempt == ATTEMPTS:
                     raise
                 if not isinstance(error, Unavailable):
-                    log.exception("event_failed", attempt=attempt, consumer=self._name(on))
+                    log.exception("event_failed", attempt=attempt, consumer=on.consumer(self.group))
             else:
                 return "done"
             await asyncio.sleep(delay(attempt))
@@ -346,7 +227,7 @@ class Consumer:
 
     @contextmanager
     def _observed(self, on: On[Any], envelope: Envelope) -> Iterator[None]:
-        name = self._name(on)
+        name = on.consumer(self.group)
         parent = tracing.extract(envelope.headers)
         with (
             structlog.contextvars.bound_contextvars(event_id=str(envelope.id), event_type=envelope.type),
@@ -355,16 +236,6 @@ class Consumer:
             metrics.child(DURATION, name, envelope.type).time(),
         ):
             yield
-
-    def _name(self, on: On[Any]) -> str:
-        return f"{self.group}.{getattr(on.handle, '__name__', 'handler')}"
-
-
-def _by_handler(items: Iterable[_Item]) -> dict[On[Any], list[_Item]]:
-    found: dict[On[Any], list[_Item]] = {}
-    for item in items:
-        found.setdefault(item.on, []).append(item)
-    return found
 
 
 async def clean_up(db: Database) -> int:

@@ -1,0 +1,79 @@
+"""Many events of a topic in one transaction."""
+
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from shared import metrics
+from shared.consumer import parking
+from shared.consumer.delivery import DURATION, HANDLED, On
+from shared.database import Database
+from shared.events import Envelope, Event
+
+INBOX_KEY = "inbox_pkey"
+
+
+class Item(NamedTuple):
+    """An event of a batch."""
+
+    position: int
+    on: On[Any]
+    envelope: Envelope
+    event: Event
+
+
+async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
+    """Give them their effect in one transaction, but for those whose key has a parked event; returns their positions.
+
+    Raises `UniqueViolationError` of `INBOX_KEY`, with no effect, when any was handled before.
+    """
+    async with db.transaction() as tx:
+        behind: list[int] = []
+        if await parking.any_waits(tx, group):
+            waiting = await parking.waiting_keys(tx, group, {item.envelope.key for item in items})
+            behind = [item.position for item in items if item.on.ordered and item.envelope.key in waiting]
+            items = [item for item in items if not (item.on.ordered and item.envelope.key in waiting)]
+        for on, same in _by_handler(items).items():
+            # Not ON CONFLICT: that costs half as much again, and repeated events are rare. The ids are text, which
+            # the driver takes as it is; of an array of anything else it looks at each element twice.
+            await tx.execute(
+                "INSERT INTO inbox (consumer, event_id) SELECT $1, unnest($2::text[])::uuid",
+                on.consumer(group),
+                [str(item.envelope.id) for item in same],
+            )
+        for on, run in itertools.groupby(items, operator.attrgetter("on")):
+            assert on.batch is not None
+            with metrics.child(DURATION, on.consumer(group), on.event.TYPE).time():
+                await on.batch(tx, [item.event for item in run])
+    for on, same in _by_handler(items).items():
+        metrics.child(HANDLED, on.consumer(group), on.event.TYPE, "done").inc(len(same))
+    return behind
+
+
+async def without_repeated(db: Database, group: str, items: Sequence[Item]) -> list[Item]:
+    """Those of `items` that the inbox does not have, each once."""
+    fresh: dict[tuple[str, UUID], Item] = {}
+    for item in items:
+        fresh.setdefault((item.on.event.TYPE, item.envelope.id), item)
+    async with db.transaction() as tx:
+        for on, same in _by_handler(items).items():
+            rows = await tx.fetch(
+                "SELECT event_id FROM inbox WHERE consumer = $1 AND event_id = ANY ($2)",
+                on.consumer(group),
+                [item.envelope.id for item in same],
+            )
+            for row in rows:
+                fresh.pop((on.event.TYPE, row["event_id"]), None)
+    for on, same in _by_handler(items).items():
+        repeated = len(same) - sum(item.on is on for item in fresh.values())
+        metrics.child(HANDLED, on.consumer(group), on.event.TYPE, "repeated").inc(repeated)
+    return list(fresh.values())
+
+
+def _by_handler(items: Iterable[Item]) -> dict[On[Any], list[Item]]:
+    found: dict[On[Any], list[Item]] = {}
+    for item in items:
+        found.setdefault(item.on, []).append(item)
+    return found
