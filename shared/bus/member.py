@@ -9,7 +9,7 @@ committed and the rest is left to the next owner.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from shared.bus.lag import Lag
+from shared.bus.partition import Partition
 from shared.consumer import Consumer, delay
 from shared.errors import Unavailable
 from shared.events import Envelope, InvalidEnvelope, origin
@@ -33,9 +34,6 @@ _REBALANCE_SECONDS = 60.0
 _POLL_MS = 500
 _BUSY_POLL_MS = 20
 _COMMIT_SECONDS = 0.05
-# Of a partition with this much in hand nothing is fetched; so it has at most one more fetch of `_BATCH`, or 1 MiB.
-_IN_HAND = 1000
-_IN_HAND_BYTES = 8 * 1024 * 1024
 _BATCH = 1000
 _SMALL_BATCH = 16
 _EVER_MS = 2**31 - 1
@@ -44,47 +42,6 @@ _LAG_SECONDS = 5.0
 
 class Stalled(Exception):
     """The broker has events for this member, who has nothing in hand and gets none."""
-
-
-class Progress:
-    """Which offsets of a partition are in hand, and up to where all are done."""
-
-    def __init__(self) -> None:
-        self._in_hand: deque[int] = deque()
-        self._done: set[int] = set()
-        self.position: int | None = None
-        """The offset to commit: all before it are done. `None` while nothing is."""
-
-    def __len__(self) -> int:
-        return len(self._in_hand)
-
-    def take(self, offsets: Iterable[int]) -> None:
-        self._in_hand.extend(offsets)
-
-    def finish(self, offset: int) -> None:
-        self._done.add(offset)
-        while self._in_hand and self._in_hand[0] in self._done:
-            first = self._in_hand.popleft()
-            self._done.discard(first)
-            self.position = first + 1
-
-
-class _Partition:
-    """A partition while this member has it."""
-
-    def __init__(self) -> None:
-        self.progress = Progress()
-        self.committed: int | None = None
-        self.lanes: dict[bytes | None, deque[Any]] = {}
-        self.queue: deque[Any] = deque()
-        self.in_batches = False
-        self.bytes_in_hand = 0
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.closing = asyncio.Event()
-        self.moved_at = time.monotonic()
-
-    def is_hungry(self) -> bool:
-        return len(self.progress) < _IN_HAND and self.bytes_in_hand < _IN_HAND_BYTES
 
 
 class Member:
@@ -163,7 +120,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._kafka = kafka
         self._settings = settings
         self._gate = asyncio.Semaphore(concurrency)
-        self._partitions: dict[Any, _Partition] = {}
+        self._partitions: dict[Any, Partition] = {}
         self._progressed = asyncio.Event()  # for the commits
         self._finished = asyncio.Event()  # for the fetching
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -189,7 +146,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._hand_back()
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        self._partitions = {partition: _Partition() for partition in assigned}
+        self._partitions = {partition: Partition() for partition in assigned}
         log.info("partitions_assigned", consumer=self._consumer.group, partitions=len(self._partitions))
 
     async def _hand_back(self) -> None:
@@ -242,10 +199,8 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                     else:
                         self._kafka.seek(key, offset)
 
-    def _take(self, partition: _Partition, records: list[Any]) -> None:
-        partition.progress.take(record.offset for record in records)
-        partition.bytes_in_hand += size(records)
-        partition.moved_at = time.monotonic()
+    def _take(self, partition: Partition, records: list[Any]) -> None:
+        partition.take(records)
         if self._consumer.takes_batches:
             partition.queue.extend(records)
             if not partition.in_batches:
@@ -258,24 +213,24 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._start(partition, self._run_lane(partition, record.key, lane))
             lane.append(record)
 
-    def _start(self, partition: _Partition, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, partition: Partition, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         partition.tasks.add(task)
         task.add_done_callback(partial(self._ended, partition))
 
-    def _ended(self, partition: _Partition, task: asyncio.Task[None]) -> None:
+    def _ended(self, partition: Partition, task: asyncio.Task[None]) -> None:
         partition.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not self._failed.done():
             self._failed.set_exception(error)
 
-    async def _run_lane(self, partition: _Partition, key: bytes | None, lane: deque[Any]) -> None:
+    async def _run_lane(self, partition: Partition, key: bytes | None, lane: deque[Any]) -> None:
         while lane:
             async with self._gate:
                 if not await self._handle(partition, lane.popleft()):
                     return
         partition.lanes.pop(key, None)
 
-    async def _run_batches(self, partition: _Partition) -> None:
+    async def _run_batches(self, partition: Partition) -> None:
         limit = _BATCH
         while partition.queue and not partition.closing.is_set():
             records = [partition.queue.popleft() for _ in range(min(limit, len(partition.queue)))]
@@ -292,7 +247,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.gather(*(self._run_lane(partition, key, lane) for key, lane in lanes.items()))
         partition.in_batches = False
 
-    async def _handle_batch(self, partition: _Partition, records: list[Any]) -> list[Any]:
+    async def _handle_batch(self, partition: Partition, records: list[Any]) -> list[Any]:
         """Returns those that are to be handled one by one; the others are done."""
         envelopes: list[Envelope] = []
         readable: list[Any] = []
@@ -313,7 +268,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._finish(partition, [record for position, record in enumerate(readable) if position not in left])
         return apart + [readable[position] for position in sorted(left)]
 
-    async def _handle(self, partition: _Partition, record: Any) -> bool:
+    async def _handle(self, partition: Partition, record: Any) -> bool:
         """False when the partition is given back before the event is done."""
         attempt = 0
         while not partition.closing.is_set():
@@ -338,11 +293,8 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         else:
             await self._consumer.handle(envelope)
 
-    def _finish(self, partition: _Partition, records: list[Any]) -> None:
-        for record in records:
-            partition.progress.finish(record.offset)
-        partition.bytes_in_hand -= size(records)
-        partition.moved_at = time.monotonic()
+    def _finish(self, partition: Partition, records: list[Any]) -> None:
+        partition.finish(records)
         self._progressed.set()
         self._finished.set()
 
@@ -354,7 +306,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._progressed.set()
             await asyncio.sleep(_COMMIT_SECONDS)
 
-    async def _commit(self, partitions: dict[Any, _Partition]) -> bool:
+    async def _commit(self, partitions: dict[Any, Partition]) -> bool:
         """False when it is to be tried again."""
         moved = {k: p.progress.position for k, p in partitions.items() if p.progress.position != p.committed}
         if not moved:
@@ -383,10 +335,6 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                         partition.moved_at = now
                     elif now - partition.moved_at > stall:
                         raise Stalled(f"{key.topic}/{key.partition}: {behind[key]} events wait")
-
-
-def size(records: Iterable[Any]) -> int:
-    return sum(len(record.value or b"") for record in records)
 
 
 async def stopped(stop: Callable[[], Awaitable[object]]) -> None:

@@ -1,0 +1,67 @@
+"""What a member has in hand of a partition, and up to where it is done."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Of a partition with this much in hand nothing is fetched; so it has at most one more fetch on top.
+_IN_HAND = 1000
+_IN_HAND_BYTES = 8 * 1024 * 1024
+
+
+class Progress:
+    """Which offsets of a partition are in hand, and up to where all are done."""
+
+    def __init__(self) -> None:
+        self._in_hand: deque[int] = deque()
+        self._done: set[int] = set()
+        self.position: int | None = None
+        """The offset to commit: all before it are done. `None` while nothing is."""
+
+    def __len__(self) -> int:
+        return len(self._in_hand)
+
+    def take(self, offsets: Iterable[int]) -> None:
+        self._in_hand.extend(offsets)
+
+    def finish(self, offset: int) -> None:
+        self._done.add(offset)
+        while self._in_hand and self._in_hand[0] in self._done:
+            first = self._in_hand.popleft()
+            self._done.discard(first)
+            self.position = first + 1
+
+
+class Partition:
+    """A partition while this member has it."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.committed: int | None = None
+        self.lanes: dict[bytes | None, deque[Any]] = {}
+        self.queue: deque[Any] = deque()
+        self.in_batches = False
+        self.bytes_in_hand = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.closing = asyncio.Event()
+        self.moved_at = time.monotonic()
+
+    def take(self, records: Sequence[Any]) -> None:
+        self.progress.take(record.offset for record in records)
+        self.bytes_in_hand += _size(records)
+        self.moved_at = time.monotonic()
+
+    def finish(self, records: Sequence[Any]) -> None:
+        for record in records:
+            self.progress.finish(record.offset)
+        self.bytes_in_hand -= _size(records)
+        self.moved_at = time.monotonic()
+
+    def is_hungry(self) -> bool:
+        return len(self.progress) < _IN_HAND and self.bytes_in_hand < _IN_HAND_BYTES
+
+
+def _size(records: Iterable[Any]) -> int:
+    return sum(len(record.value or b"") for record in records)
