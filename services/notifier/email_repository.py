@@ -111,7 +111,8 @@ async def _end(connection: Connection, ended: Sequence[Ended]) -> None:
     """Nothing where somebody else has the email by now. What bounced is an address to leave alone, if it is the
     recipient's still."""
     await connection.execute(
-        "WITH ended AS (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::text[], $6::int[])"
+        "WITH ended AS (SELECT id, claim, state, delay, error, counted"
+        "   FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::text[], $6::int[])"
         "   AS ended (id, claim, state, delay, error, counted)),"
         " locked AS (SELECT e.id FROM emails e JOIN ended USING (id, claim)"
         "   WHERE e.state IN ('claimed', 'sending', 'ambiguous') ORDER BY e.id FOR UPDATE OF e)"

@@ -135,7 +135,8 @@ async def bury_abandoned(connection: Connection, limit: int) -> int:
         f"  SELECT id FROM parked_events WHERE due_at < now() - interval '{ABANDONED_AFTER}'"
         "    ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)"
         f" RETURNING consumer, {_EVENT}, attempts, reason, stack)"
-        f" INSERT INTO dead_letters (consumer, {_EVENT}, attempts, reason, stack) SELECT * FROM abandoned"
+        f" INSERT INTO dead_letters (consumer, {_EVENT}, attempts, reason, stack)"
+        f" SELECT consumer, {_EVENT}, attempts, reason, stack FROM abandoned"
         " ON CONFLICT (consumer, event_id) DO UPDATE SET died_at = now()",
         limit,
     )
