@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -74,22 +75,37 @@ class Pool:
     async def acquire(self) -> Slot:
         """A slot with an open connection, as soon as there is one; raises what `connect` does.
 
-        Waits without a bound of its own, and may be cancelled at any time.
+        Waits without a bound of its own, and may be cancelled at any time. `connect` has to end by itself.
         """
         if self._closing is not None:
             raise asyncpg.InterfaceError("the pool is closed")
         slot = self._free.pop() if self._free else await self._turn()
         if not slot.is_open():
-            slot.connection = None
+            opening = asyncio.create_task(self._open(slot))
+            self._behind.add(opening)
+            opening.add_done_callback(self._behind.discard)
             try:
-                slot.connection = await self._connect()
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                # It goes on for whoever comes next: under load, else, every caller would begin anew and none arrive.
+                opening.add_done_callback(partial(self._opened_for_nobody, slot))
+                raise
             except BaseException:
                 self._put(slot)
                 raise
-            slot.opened_at, slot.outdated = asyncio.get_running_loop().time(), False
         self.in_use += 1
         slot.used = True
         return slot
+
+    async def _open(self, slot: Slot) -> None:
+        slot.connection = None
+        slot.connection = await self._connect()
+        slot.opened_at, slot.outdated = asyncio.get_running_loop().time(), False
+
+    def _opened_for_nobody(self, slot: Slot, opening: "asyncio.Task[None]") -> None:
+        if not opening.cancelled():
+            opening.exception()  # whoever comes next meets it again
+        self._put(slot)
 
     async def _turn(self) -> Slot:
         turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
