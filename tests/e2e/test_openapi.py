@@ -22,7 +22,7 @@ enabled = false
 """
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("platform", [1], ids=["stage 1"], indirect=True)
 async def test_the_platform_answers_as_its_document_says(platform: Platform, tmp_path: Path) -> None:
     """Through the gateway, by an administrator; each operation by itself, then several that follow from each other."""

@@ -257,6 +257,7 @@ def test_no_session_is_ever_taken_back_in_time(backing: Backing) -> None:
     check(backing.redis, 80, [])
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("part", "broken"),
     [
@@ -274,6 +275,7 @@ def test_the_model_finds_each_part_missing(
     monkeypatch.setattr(under_test, part, broken)
     violations: list[str] = []
     with suppress(Exception):  # how the search ends when it has found something is of no interest
-        check(backing.redis, 400, violations)
+        # About 200 find it. How tasks meet is not the same on a busy machine, so more are allowed.
+        check(backing.redis, 2000, violations)
     print(violations)
     assert violations
