@@ -2,6 +2,7 @@
 # Variables: PYTHON=/path/to/python3   the interpreter of .venv (default: the first >= 3.11 that is found)
 #            PY=3.13                   run a target on another interpreter, in its own .venv-3.13
 #            ARGS='-k upload -x'       passed on to pytest or devstack
+#            PARALLEL=1                how many processes run `make test`, each with servers of its own (default: 2)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -15,6 +16,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STAGE ?= 4
 ARGS ?=
+PARALLEL ?= 2
 IMAGE ?= tenfold
 SERVICES := $(patsubst services/%/app.py,%,$(wildcard services/*/app.py))
 COMPOSE := docker compose
@@ -43,8 +45,8 @@ images: ## Build one container image a service (IMAGE=tenfold TAG=dev)
 
 ##@ Test
 .PHONY: test
-test: $(READY) ## Run every test on real parts (no Docker needed)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## Run every test on real parts (no Docker needed; PARALLEL=1: one after the other, ARGS=-s shows figures)
+	@$(BIN)/python -m pytest $(if $(filter-out 1,$(PARALLEL)),-n $(PARALLEL) --dist loadfile) $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(READY) ## Run the tests that do no I/O

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,19 @@ async def backing(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest
     async with real.opened(tmp_path_factory.mktemp("stack")) as opened:
         pytestconfig.stash[_BROKER] = opened.broker
         yield opened
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of `-n 2` tells the one that prints the summary."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told["broker"] = session.config.stash.get(_BROKER, None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if broker := getattr(node, "workeroutput", {}).get("broker"):
+        node.config.stash[_BROKER] = broker
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
