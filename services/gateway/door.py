@@ -258,6 +258,8 @@ class Connection(Listened):
             return False
         self.alarm.set(_LINGER_SECONDS)
         try:
+            # Who sent the body on was cancelled just now, and still waits at it until it has had its turn.
+            await asyncio.sleep(0)
             while not payload.is_eof():
                 await payload.readany()
         except asyncio.CancelledError:
