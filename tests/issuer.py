@@ -22,8 +22,8 @@ class Issuer:
         self.url = ""
 
     def token(self, user_id: UUID, seconds: float = 600, role: Role = Role.USER) -> str:
-        now = int(time.time())
-        return issue(Principal(user_id, new_id(), role, int(now + seconds)), "test", self._key, now)
+        now = time.time()
+        return issue(Principal(user_id, new_id(), role, int(now + seconds)), "test", self._key, int(now))
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Issuer"]:

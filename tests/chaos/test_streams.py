@@ -27,7 +27,7 @@ from shared.redis import Redis
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import SERVICES
-from tests.integration.notifier.conftest import Issuer
+from tests.issuer import Issuer
 
 pytestmark = pytest.mark.timeout(300)
 

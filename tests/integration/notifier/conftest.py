@@ -1,7 +1,5 @@
 """A notifier on the real servers, with a schema of its own: its API over HTTP, its worker fed with events by hand."""
 
-import base64
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,16 +9,12 @@ from uuid import UUID
 import aiohttp
 import msgspec
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devstack.ports import free_port
 from services.notifier import app
 from services.notifier.consumed import MediaFailed, MediaProcessed, UserRegistered
 from services.notifier.settings import Settings
 from shared import http_client
-from shared.auth import Principal, Role, issue
 from shared.bus import InlineBus
 from shared.database import Database
 from shared.events import Envelope, Event
@@ -31,33 +25,9 @@ from shared.runner import Process
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
+from tests.issuer import Issuer
 
 Make = Callable[..., Awaitable["Node"]]
-
-
-class Issuer:
-    """Stands in for users: signs tokens and shows the public key."""
-
-    def __init__(self) -> None:
-        self._key = Ed25519PrivateKey.generate()
-        self.url = ""
-
-    def token(self, user_id: UUID, seconds: float = 600, role: Role = Role.USER) -> str:
-        return issue(Principal(user_id, new_id(), role, int(time.time() + seconds)), "k", self._key, 0)
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Issuer"]:
-        jwk = base64.urlsafe_b64encode(self._key.public_key().public_bytes_raw()).decode().rstrip("=")
-        document = {"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k", "x": jwk}]}
-
-        async def answer(_request: web.Request) -> web.Response:
-            return web.json_response(document)
-
-        application = web.Application()
-        application.router.add_get("/jwks", answer)
-        async with TestServer(application) as server:
-            self.url = str(server.make_url("/jwks"))
-            yield self
 
 
 @dataclass
