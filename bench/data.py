@@ -195,8 +195,8 @@ async def alone(postgres: str, redis_url: str) -> str:
             await client.set("plain", b"value")
             results: dict[str, Result] = await compare(
                 {
-                    "asyncpg connection": tasks(lambda: raw.fetchrow(f"{_READ} = $1", some_row()), 1),
-                    "the same with a time-out": tasks(lambda: timed.fetchrow(f"{_READ} = $1", some_row()), 1),
+                    "asyncpg connection": tasks(lambda: account(raw, some_row()), 1),
+                    "the same with a time-out": tasks(lambda: account(timed, some_row()), 1),
                     "Database.read": tasks(lambda: db.read(account, some_row()), 1),
                     "Loader": tasks(lambda: loader.get(some_row()), 1),
                     "redis-py": tasks(lambda: client.get("plain"), 1),

@@ -13,6 +13,7 @@ is found without a restart.
     replica.py    how far a replica has replayed, and whether it may answer
     server.py     one server: bounds, metrics, giving connections back
     pool.py       its connections
+    session.py    one connection, each of whose statements ends in time
 """
 
 from shared.database.database import Connection, Database, Record, Transaction

@@ -11,6 +11,7 @@ import asyncpg
 
 from shared import metrics
 from shared.database.pool import FAILURES, Pool, Slot
+from shared.database.session import Session
 from shared.errors import Unavailable
 from shared.settings import DataSettings
 
@@ -55,10 +56,10 @@ class Server(ABC):
         self.pool = Pool(self._open, settings.database_pool_max)
         self.waiting = 0
         self._acquire_seconds = settings.database_acquire_seconds
+        self._statement_seconds = settings.database_statement_seconds
         # How every connection of this service is made, pooled or not.
         self._options: dict[str, Any] = {
             "timeout": _CONNECT_SECONDS,
-            "command_timeout": settings.database_statement_seconds,
             "statement_cache_size": 0 if settings.database_pgbouncer else 100,
             "server_settings": {} if settings.database_pgbouncer else {"application_name": f"tenfold-{service}"},
         }
@@ -75,7 +76,7 @@ class Server(ABC):
 
     @abstractmethod
     async def connect(self) -> Any:
-        """A new connection, not of the pool."""
+        """A new connection of the driver, not of the pool; its user bounds what it asks."""
 
     async def run(self, query: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `query(connection, ...)` with a connection of the pool.
@@ -152,14 +153,14 @@ class Server(ABC):
         for gauge in (SIZE, IN_USE, WAITING):
             metrics.child(gauge, *self._labels).set_function(lambda: 0)
 
-    async def _open(self) -> Any:
+    async def _open(self) -> Session:
         connection = await self.connect()
         try:
             _keep_alive(connection)
         except BaseException:
             connection.terminate()
             raise
-        return connection
+        return Session(connection, self._statement_seconds)
 
 
 def _keep_alive(connection: Any) -> None:
