@@ -112,6 +112,8 @@ class Children:
         self._seconds = settings.process_seconds
         self._gate = asyncio.Semaphore(settings.processes)
         self._idle: list[_Child] = []
+        self._all: set[_Child] = set()
+        self._closed = False
 
     @classmethod
     @asynccontextmanager
@@ -120,16 +122,18 @@ class Children:
         try:
             yield children
         finally:
-            await asyncio.gather(*(child.kill() for child in children._idle))
+            children._closed = True  # whoever still asks is told so, and leaves none behind
+            await asyncio.gather(*(child.kill() for child in children._all))
 
     async def process(self, source: Path, target: Path, content_type: str) -> Processed:
         """Make the variants of `source` as files in the folder `target`. Raises `CannotProcess`.
 
-        Raises `Unavailable` when children do not start.
+        Raises `Unavailable` when children do not start, or are at their end.
         """
         job = Job(str(source), str(target), content_type)
         async with self._gate:
             for _ in range(_ATTEMPTS):
+                self._require_open()
                 answer = await self._ask(job)
                 if isinstance(answer, Made):
                     return answer.processed
@@ -140,14 +144,17 @@ class Children:
     async def _ask(self, job: Job) -> Made | Refused | None:
         """The answer; `None` when the child died, which may have been chance."""
         child = self._idle.pop() if self._idle else await _Child.started(self._limits)
+        self._all.add(child)
         keep = False
         try:
+            self._require_open()
             async with asyncio.timeout(self._seconds):
                 answer = await child.ask(job)
         except TimeoutError:
             metrics.child(KILLED, "timeout").inc()
             return Refused("timeout", f"the image takes longer than {self._seconds:g} s")
         except _Died:
+            self._require_open()
             metrics.child(KILLED, "died").inc()
             log.warning("child_died", status=await child.kill())
             return None
@@ -158,4 +165,9 @@ class Children:
             if keep:
                 self._idle.append(child)
             else:
+                self._all.discard(child)
                 await asyncio.shield(child.kill())
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the worker stops")

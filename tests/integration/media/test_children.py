@@ -131,6 +131,21 @@ async def test_an_image_that_kills_two_children_is_given_up(tmp_path: Path) -> N
         await children.process(_file(tmp_path, images.photo(300, 200)), tmp_path, "image/jpeg")
 
 
+async def test_none_is_left_of_who_is_still_at_work_at_the_end(tmp_path: Path) -> None:
+    """The event waits for another worker: that this one ended is no image's fault."""
+    source = _file(tmp_path, images.photo(6000, 4000, "png"))
+
+    async def both_run() -> bool:
+        return len(_running()) == 2
+
+    async with Children.opened(_limits(processes=2)) as children:
+        busy = [asyncio.create_task(children.process(source, tmp_path, "image/png")) for _ in range(3)]
+        await eventually(both_run, every=0.01)
+    ended = await asyncio.gather(*busy, return_exceptions=True)
+    assert [type(error) for error in ended] == [Unavailable] * 3
+    assert not _running()
+
+
 async def test_waits_when_children_do_not_start(tmp_path: Path) -> None:
     source = _file(tmp_path, images.photo(300, 200))
     async with Children.opened(_limits(process_memory_bytes=30 * 2**20)) as children:

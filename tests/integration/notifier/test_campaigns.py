@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -213,6 +214,19 @@ async def test_two_nodes_and_repeated_events_send_one_each(make: Make, node: Nod
     await eventually(reached(node, campaign, "done"), within=30)
     await other.stop()
     assert await mails(sink, people) == [1] * 30
+
+
+async def test_two_workers_together_send_a_provider_no_more_than_it_takes(make: Make, sink: Sink) -> None:
+    per_second, number = 10, 40
+    nodes = [await make(email_domain_per_second=per_second) for _ in range(2)]
+    people = await crowd(nodes[0], number)
+    started = time.monotonic()
+    campaign = await launch(nodes[0])
+    await eventually(reached(nodes[0], campaign, "done"), within=60)
+    seconds = time.monotonic() - started
+    assert await mails(sink, people) == [1] * number
+    # Never more than a second's worth at once, and then so many a second; a slow machine may take as long as it likes.
+    assert number <= per_second * (1 + seconds), f"{number} in {seconds:.2f} s"
 
 
 async def test_an_address_that_does_not_exist_is_left_out_next_time(make: Make) -> None:
