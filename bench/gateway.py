@@ -168,7 +168,7 @@ def start(stack: ExitStack, root: Path, jwks: str) -> list[Subject]:
     stack.enter_context(running(command, cache, {}, root / "redis.out"))
     base = f"http://127.0.0.1:{upstream}"
     common = {f"UPSTREAM_{name}": base for name in ("USERS", "MEDIA", "NOTIFIER")} | {
-        "JWKS_URL": f"{base}/.well-known/jwks.json", "LIMIT_DEFAULT": "100000000/1", "HOST": "127.0.0.1",
+        "JWKS_URL": f"{base}/.well-known/jwks.json", "LIMIT_DEFAULT": "10000000/60", "HOST": "127.0.0.1",
         "DRAIN_SECONDS": "0", "SHUTDOWN_SECONDS": "1",
     }  # fmt: skip
     everything = {"REDIS_URL": f"redis://127.0.0.1:{cache}/0"}

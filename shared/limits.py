@@ -24,7 +24,8 @@ local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
 local next_arrival = arrival + ARGV[1]
 local wait = next_arrival - ARGV[2] - now
 if wait > 0.000001 then return {0, math.ceil(wait * 1000000), math.ceil((arrival - now) * 1000000)} end
-redis.call('SET', KEYS[1], string.format('%.6f', next_arrival), 'PX', math.ceil((next_arrival - now) * 1000))
+local ttl = math.max(1, math.ceil((next_arrival - now) * 1000))
+redis.call('SET', KEYS[1], string.format('%.6f', next_arrival), 'PX', ttl)
 return {1, 0, math.ceil((next_arrival - now) * 1000000)}
 """
 _GCRA_HASH = hashlib.sha1(_GCRA.encode(), usedforsecurity=False).hexdigest()

@@ -69,6 +69,7 @@ class _Link(asyncio.Protocol):
             if future.done():
                 continue
             if isinstance(answer, hiredis.ReplyError):
+                FAILURES.inc()
                 future.set_exception(RedisAway(str(answer)))
             else:
                 future.set_result(answer)

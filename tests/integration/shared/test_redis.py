@@ -49,6 +49,12 @@ async def test_the_limit_is_shared_by_all_instances(redis: Redis) -> None:
     assert all(0 < d.retry_after <= 12.1 for d in refused)
 
 
+async def test_a_limit_finer_than_the_clock_is_kept_in_redis_too(redis: Redis) -> None:
+    limiter, key = RateLimiter(redis), secrets.token_hex(4)
+    assert all([(await limiter.hit(key, Limit(1_000_000_000, 1))).allowed for _ in range(20)])
+    assert not limiter._local
+
+
 async def test_without_redis_each_instance_keeps_the_limit_itself(dead_redis: Redis) -> None:
     limiter, limit = RateLimiter(dead_redis), Limit(5, 600)
     decisions = [await limiter.hit("k", limit) for _ in range(8)]
