@@ -156,6 +156,7 @@ bench-campaign: $(READY) ## Send a campaign to 100,000 and compare with the mail
 
 .PHONY: bench-media
 bench-media: $(READY) ## Measure the images: CPU, bytes, likeness, memory, against vipsthumbnail and Pillow
+	@PYTHON=$(PYTHON) bench/setup.sh media
 	@$(BIN)/python -m bench.media
 
 .PHONY: bench-login
@@ -164,5 +165,5 @@ bench-login: $(READY) ## Does the time of a refused login or reset tell whether 
 
 .PHONY: bench-gateway
 bench-gateway: $(READY) ## Measure the gateway beside nginx and plain proxies (bench/results/gateway.md)
-	@PYTHON=$(PYTHON) bench/setup.sh
+	@PYTHON=$(PYTHON) bench/setup.sh gateway
 	@PYTHONPATH=. $(VENV)/bin/python bench/gateway.py

@@ -1,6 +1,6 @@
 """What it costs to pass a request on: the gateway beside nginx, a plain aiohttp proxy and FastAPI with httpx.
 
-    bench/setup.sh && python bench/gateway.py [--rounds 3] [--seconds 4]
+    bench/setup.sh gateway && python bench/gateway.py [--rounds 3] [--seconds 4]
 
 One run, rounds in turns, so that a busy machine is busy for all of them; everything on the loopback. CPU is the
 process's own from /proc/<pid>/stat (nginx: its worker's), divided by the answers `wrk` counted. One process each.
@@ -125,9 +125,9 @@ def main() -> None:
     given = parser.parse_args()
     for program in ("nginx", "wrk"):
         if shutil.which(program) is None:
-            raise SystemExit(f"{program} is missing: run bench/setup.sh")
+            raise SystemExit(f"{program} is missing: run bench/setup.sh gateway")
     if not PEERS.exists():
-        raise SystemExit("the peers are missing: run bench/setup.sh")
+        raise SystemExit("the peers are missing: run bench/setup.sh gateway")
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.chmod(0o755)
