@@ -7,6 +7,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ _REPOSITORY = Path(__file__).parent.parent
 _SCRIPTS = _REPOSITORY / "scripts" / "postgres"
 _PASSWORD = "test"
 _READY_SECONDS = 90.0
+_REPLICAS = 2
 
 
 @asynccontextmanager
@@ -36,18 +38,21 @@ async def started() -> "AsyncIterator[Backing]":
 
     async with AsyncExitStack() as stack:
         network = stack.enter_context(Network())
-        primary_port, replica_port, redis_port, kafka_port = free_ports(4)
+        primary_port, redis_port, kafka_port, *replica_ports = free_ports(3 + _REPLICAS)
         primary = _postgres(network, primary_port, f"{_SCRIPTS}/primary-init.sh:/docker-entrypoint-initdb.d/init.sh")
         primary.with_network_aliases("postgres")
+        primary.with_env("REPLICATION_SLOTS", " ".join(f"replica_{number}" for number in range(_REPLICAS)))
         await _run(stack, primary)
-        primary_url, replica_url = (
-            f"postgresql://postgres:{_PASSWORD}@127.0.0.1:{port}/tenfold" for port in (primary_port, replica_port)
+        primary_url, *replica_urls = (
+            f"postgresql://postgres:{_PASSWORD}@127.0.0.1:{port}/tenfold" for port in (primary_port, *replica_ports)
         )
         await eventually(_answers(lambda: _select(primary_url)), within=_READY_SECONDS)
-        replica = _postgres(network, replica_port, f"{_SCRIPTS}/replica.sh:/replica.sh")
-        replica.with_env("PRIMARY_HOST", "postgres").with_env("PGPASSWORD", _PASSWORD)
-        replica.with_kwargs(entrypoint=["/replica.sh"], user="postgres")
-        await _run(stack, replica)
+        for number, port in enumerate(replica_ports):
+            replica = _postgres(network, port, f"{_SCRIPTS}/replica.sh:/replica.sh")
+            replica.with_env("PRIMARY_HOST", "postgres").with_env("PGPASSWORD", _PASSWORD)
+            replica.with_env("REPLICATION_SLOT", f"replica_{number}")
+            replica.with_kwargs(entrypoint=["/replica.sh"], user="postgres")
+            await _run(stack, replica)
         await _run(stack, DockerContainer("redis:7-alpine").with_bind_ports(6379, redis_port))
         broker = DockerContainer("apache/kafka:4.1.0").with_bind_ports(9092, kafka_port)
         for name, value in {
@@ -67,13 +72,14 @@ async def started() -> "AsyncIterator[Backing]":
             broker.with_env(f"KAFKA_{name}", value)
         await _run(stack, broker)
         redis_url, kafka = f"redis://127.0.0.1:{redis_port}/0", f"127.0.0.1:{kafka_port}"
-        await eventually(_answers(lambda: _select(replica_url)), within=_READY_SECONDS)
+        for url in replica_urls:
+            await eventually(_answers(partial(_select, url)), within=_READY_SECONDS)
         await eventually(_answers(lambda: _ping(redis_url)), within=_READY_SECONDS)
         await eventually(_answers(lambda: _metadata(kafka)), within=_READY_SECONDS)
         mail, smtp = await _mail_sink(stack)
         yield Backing(
             postgres=primary_url,
-            replicas=[replica_url],
+            replicas=replica_urls,
             redis=redis_url,
             kafka=kafka,
             broker="apache" if await _takes_idempotent_producer(kafka) else "tansu",

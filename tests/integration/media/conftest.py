@@ -130,7 +130,7 @@ class World:
             assert status == 200, media
             return media if media["status"] != "processing" else None
 
-        return await eventually(ask, within=30)
+        return await eventually(ask, within=60)
 
     def stored(self) -> list[str]:
         """What is in the store, half-written files included."""

@@ -136,17 +136,17 @@ async def test_a_replica_that_lost_its_primary_counts_as_lagging(
 
 
 async def test_reads_are_spread_and_avoid_the_busy_replica(db: Database) -> None:
-    async def port(connection: Connection) -> int:
-        return int(await connection.fetchval("SELECT inet_server_port()"))
+    async def server(connection: Connection) -> str:
+        return str(await connection.fetchval("SELECT format('%s:%s', inet_server_addr(), inet_server_port())"))
 
     async def busy(connection: Connection) -> None:
         await connection.execute("SELECT pg_sleep(3)")
 
-    alone = Counter([await db.read(port) for _ in range(40)])
+    alone = Counter([await db.read(server) for _ in range(40)])
     assert sorted(alone.values()) == [20, 20]
     hogs = [asyncio.create_task(db._replicas[0].run(busy)) for _ in range(3)]
     await eventually(lambda: _in_flight(db, 3), every=0.002)
-    beside = Counter([await db.read(port) for _ in range(40)])
+    beside = Counter([await db.read(server) for _ in range(40)])
     for hog in hogs:
         hog.cancel()
     await asyncio.gather(*hogs, return_exceptions=True)

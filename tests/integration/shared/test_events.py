@@ -237,8 +237,10 @@ async def test_only_the_key_whose_event_the_broker_refuses_stops(
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
 async def test_a_consumer_that_gets_nothing_is_made_anew(
-    world: World, data_settings: DataSettings, health: Health, monkeypatch: pytest.MonkeyPatch
+    backing: Backing, world: World, data_settings: DataSettings, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if backing.broker != "apache":
+        pytest.skip("needs Apache Kafka: the stand-in answers a member that leaves with what the client cannot read")
     made: list[aiokafka.AIOKafkaConsumer] = []
 
     class Stuck(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
