@@ -62,23 +62,19 @@ class RateLimiter:
     async def hit(self, key: str, limit: Limit) -> Decision:
         """Count one request of `key` if it is allowed."""
         if self._redis is not None:
+            arguments = (1, f"limit:{key}", limit.interval, limit.seconds)
             try:
-                allowed, wait, used = await self._ask(self._redis, f"limit:{key}", limit)
+                try:
+                    answer = await self._redis.call("EVALSHA", _GCRA_HASH, *arguments)
+                except RedisAway as error:
+                    if not str(error).startswith("NOSCRIPT"):
+                        raise
+                    answer = await self._redis.call("EVAL", _GCRA, *arguments)
+                allowed, wait, used = cast("tuple[int, int, int]", answer)
                 return _decision(bool(allowed), wait / 1e6, used / 1e6, limit)
             except RedisAway:
                 pass
         return self._hit_local(key, limit if self._instances == 1 else self._share(limit))
-
-    @staticmethod
-    async def _ask(redis: Redis, key: str, limit: Limit) -> tuple[int, int, int]:
-        arguments = (1, key, limit.interval, limit.seconds)
-        try:
-            answer = await redis.call("EVALSHA", _GCRA_HASH, *arguments)
-        except RedisAway as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise
-            answer = await redis.call("EVAL", _GCRA, *arguments)
-        return cast("tuple[int, int, int]", answer)
 
     def _share(self, limit: Limit) -> Limit:
         return Limit(max(1, limit.requests // self._instances), limit.seconds)

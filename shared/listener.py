@@ -65,7 +65,8 @@ class Connection(RequestHandler):
         else:
             super().data_received(data)
         self._received += len(data)
-        self._partial = self.waits_for_a_request
+        waiter = self._waiter
+        self._partial = waiter is not None and not waiter.done()
 
     @property
     def draining(self) -> bool:

@@ -82,7 +82,7 @@ def unsampled(above: str) -> str | None:
         return None
     if above:
         return above
-    digits = f"{random.getrandbits(192):048x}"
+    digits = random.randbytes(24).hex()  # noqa: S311 - unique, not secret
     return f"00-{digits[:32]}-{digits[32:]}-00"
 
 

@@ -7,6 +7,7 @@ goes to its `Proxy` right there, without a task, request or response object; eve
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ from services.gateway import answers
 from services.gateway.answers import Common
 from services.gateway.headers import climbs
 from services.gateway.upstreams import Rule, rule_for, rules_under
+from shared.auth import Principal
 from shared.errors import Malformed
 from shared.ids import new_text
 from shared.listener import Connection as Listened
@@ -126,7 +128,7 @@ class Alarm:
 class Connection(Listened):
     """A caller's connection."""
 
-    __slots__ = ("_door", "_passing", "address", "alarm", "scheme")
+    __slots__ = ("_door", "_passing", "_proven", "address", "alarm", "scheme")
 
     address: str
     scheme: str
@@ -136,6 +138,16 @@ class Connection(Listened):
         super().__init__(listener, server, **options)
         self._door = door
         self._passing: StreamReader | None = None
+        self._proven: tuple[str, Principal] | None = None
+
+    def principal(self, authorization: str | None) -> Principal | None:
+        """Who this connection has been found to be by the same header before: most say the same again and again."""
+        if self._proven is None or self._proven[0] != authorization or self._proven[1].expires_at <= time.time():
+            return None
+        return self._proven[1]
+
+    def proven(self, authorization: str, principal: Principal) -> None:
+        self._proven = authorization, principal
 
     @property
     def body(self) -> StreamReader | None:
@@ -163,6 +175,17 @@ class Connection(Listened):
         if self.transport is not None:
             self.transport.abort()
 
+    def begins(self, payload: StreamReader) -> None:
+        """What it has sent is being passed on."""
+        self._request_in_progress, self._passing = True, payload
+
+    def ends(self) -> None:
+        """It is answered, or never will be."""
+        self.alarm.off()
+        self._request_in_progress, self._passing = False, None
+        if self._handler_waiter is not None:
+            self._handler_waiter.set_result(None)
+
     async def start(self) -> None:
         """One request after the other, until either side ends it."""
         manager = self._manager
@@ -173,11 +196,23 @@ class Connection(Listened):
         try:
             while not self._force_close:
                 if not self._messages:
-                    await self._next()
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
                 message, payload = self._messages.popleft()
                 self._make_room()
                 manager.requests_count += 1
-                keep = await self._answer(message, payload)
+                if isinstance(message, _ErrInfo):
+                    self._refuse(message)
+                    break
+                target = _target(message)
+                found = self._door.find(message.method, target.partition("?")[0])
+                if found is None:
+                    keep = await self._by_application(message, payload)
+                else:
+                    keep = await found.proxy.answer(self, message, payload, target, found)
                 if not payload.is_eof() and not await self._lingered(payload):
                     break
                 if not keep or self._close or self._force_close:
@@ -198,39 +233,12 @@ class Connection(Listened):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _next(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
     def _make_room(self) -> None:
         """One fewer is waiting: the parser may go on with what is behind it."""
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
-
-    async def _answer(self, message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> bool:
-        """Whether the connection may be kept."""
-        if isinstance(message, _ErrInfo):
-            self._refuse(message)
-            return False
-        target = message.path
-        if not target.startswith("/") and message.url.absolute:  # as sent to proxies
-            target = str(message.url.relative())
-        target = target.partition("#")[0]
-        found = self._door.find(message.method, target.partition("?")[0])
-        if found is None:
-            return await self._by_application(message, payload)
-        self._request_in_progress, self._passing = True, payload
-        try:
-            return await found.proxy.answer(self, message, payload, target, found)
-        finally:
-            self._request_in_progress, self._passing = False, None
-            if self._handler_waiter is not None:
-                self._handler_waiter.set_result(None)
 
     def _refuse(self, unreadable: _ErrInfo) -> None:
         """What the parser could not read. Nothing that follows it is read, either."""
@@ -277,3 +285,11 @@ class Connection(Listened):
         self._next_keepalive_close_time = close_at
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
+
+
+def _target(message: RawRequestMessage) -> str:
+    """What is asked for, as it was sent: path and query."""
+    target = message.path
+    if not target.startswith("/") and message.url.absolute:  # as sent to proxies
+        target = str(message.url.relative())
+    return target.partition("#")[0]

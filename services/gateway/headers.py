@@ -192,12 +192,16 @@ def to_caller(headers: RawHeaders) -> tuple[list[bytes], int]:
     """The lines that go back, without framing and what we say ourselves; and which of `Seen` were there."""
     lines: list[bytes] = []
     seen = 0
+    named: frozenset[bytes] = frozenset()
     for name, value in headers:
         passes, flag = _BACK[name]
-        seen |= flag
         if passes:
             lines.append(name + b": " + value)
-    if seen & Seen.CONNECTION and (named := _named_by_connection(headers)):
+        if flag:
+            seen |= flag
+            if flag == Seen.CONNECTION:
+                named |= _named(value)
+    if named:
         lines = [line for line in lines if line.partition(b":")[0].lower() not in named]
     return lines, seen
 

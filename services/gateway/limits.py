@@ -29,54 +29,50 @@ class _Class(NamedTuple):
     limit: Limit
     by_user: bool
     policy: str
+    lines: bytes  # of a standing, but for its two numbers
 
 
 class Standing(NamedTuple):
     """Where a caller stands after a request."""
 
-    name: str
-    policy: str
+    of: _Class
     decision: Decision
 
     def headers(self) -> dict[str, str]:
-        return {"RateLimit-Policy": self.policy, "RateLimit": self._left()}
+        left = f'"{self.of.name}";r={self.decision.remaining};t={math.ceil(self.decision.reset)}'
+        return {"RateLimit-Policy": self.of.policy, "RateLimit": left}
 
     def lines(self) -> bytes:
         """The same as lines."""
-        return f"RateLimit-Policy: {self.policy}\r\nRateLimit: {self._left()}\r\n".encode()
-
-    def _left(self) -> str:
-        return f'"{self.name}";r={self.decision.remaining};t={math.ceil(self.decision.reset)}'
+        return self.of.lines % (self.decision.remaining, math.ceil(self.decision.reset))
 
 
 class Limits:
     def __init__(self, limiter: RateLimiter, limits: Mapping[RouteClass, Limit]) -> None:
         self._limiter = limiter
-        self._classes = {
-            route_class: _Class(
-                route_class.value,
-                limit,
-                # Whoever guesses passwords does not get a new allowance with each account it takes over.
-                route_class is not RouteClass.CREDENTIALS,
-                f'"{route_class}";q={limit.requests};w={limit.seconds:g}',
-            )
-            for route_class, limit in limits.items()
-        }
+        self._classes = {route_class: _class(route_class, limit) for route_class, limit in limits.items()}
 
     async def hit(self, route_class: RouteClass, principal: Principal | None, address: str) -> Standing:
         """Count a request. Raises `RateLimited` (with the headers of `Standing`)."""
-        name, limit, by_user, policy = self._classes[route_class]
-        if by_user and principal is not None:
-            key = f"{name}:user:{principal.user_id.hex}"
+        of = self._classes[route_class]
+        if of.by_user and principal is not None:
+            key = f"{of.name}:user:{principal.user_id.hex}"
         else:
-            key = f"{name}:address:{_network(address)}"
-        decision = await self._limiter.hit(key, limit)
-        standing = Standing(name, policy, decision)
+            key = f"{of.name}:address:{_network(address)}"
+        decision = await self._limiter.hit(key, of.limit)
+        standing = Standing(of, decision)
         if not decision.allowed:
             refusal = RateLimited(math.ceil(decision.retry_after))
             refusal.headers.update(standing.headers())
             raise refusal
         return standing
+
+
+def _class(route_class: RouteClass, limit: Limit) -> _Class:
+    name, policy = route_class.value, f'"{route_class}";q={limit.requests};w={limit.seconds:g}'
+    lines = f'RateLimit-Policy: {policy}\r\nRateLimit: "{name}";r=%d;t=%d\r\n'.encode()
+    # Whoever guesses passwords does not get a new allowance with each account it takes over.
+    return _Class(name, limit, route_class is not RouteClass.CREDENTIALS, policy, lines)
 
 
 @lru_cache(maxsize=4096)

@@ -29,7 +29,7 @@ from services.gateway.settings import Settings
 from services.gateway.upstream_pool import Answer, Pool, Unreachable, UpstreamError
 from services.gateway.upstreams import RouteClass, Upstream
 from shared import http_client, metrics, middleware, tracing
-from shared.application import authenticate
+from shared.application import Access, authenticate
 from shared.auth import TokenVerifier
 from shared.errors import DeadlineExceeded, Malformed, TenfoldError, TooLarge, Unavailable
 from shared.logs import get_logger
@@ -39,6 +39,7 @@ log = get_logger()
 
 _SERVICE = "gateway"
 _ATTEMPTS = 3
+_USER, _OPTIONAL = Access.USER, Access.OPTIONAL
 _SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _CALLER_GONE = 499
 
@@ -159,13 +160,14 @@ class Proxy:
         request = Request(caller, message, target, found, request_id, unsampled or "", client)
         if payload is not EMPTY_PAYLOAD and not payload.at_eof():
             request.body = _Body(caller, payload)
+        caller.begins(payload)
         try:
             if unsampled is None:
                 await self._sampled(request, above)
             else:
                 await self._answer(request)
         finally:
-            caller.alarm.off()
+            caller.ends()
             seconds = time.perf_counter() - started
             trace_id = request.traceparent[3:35]
             middleware.record(_SERVICE, request_id, trace_id, message.method, found.route, request.status, seconds)
@@ -221,7 +223,12 @@ class Proxy:
         if expects and headers[hdrs.EXPECT].lower() != "100-continue":
             raise Malformed("only 100-continue can be expected")
         seconds = middleware.time_allowed(headers.get(http_client.DEADLINE_HEADER), self._seconds)
-        principal = await authenticate(headers.get(hdrs.AUTHORIZATION), found.rule.access, self._verifier)
+        authorization, access = headers.get(hdrs.AUTHORIZATION), found.rule.access
+        principal = request.caller.principal(authorization) if access is _USER or access is _OPTIONAL else None
+        if principal is None:
+            principal = await authenticate(authorization, access, self._verifier)
+            if principal is not None and authorization is not None:
+                request.caller.proven(authorization, principal)
         standing = await self._limits.hit(found.rule.route_class, principal, request.client.address)
         lines = hygiene.to_service(message.raw_headers, connection=hdrs.CONNECTION in headers)
         lines += hygiene.lines_of(request.client)
@@ -255,7 +262,13 @@ class Proxy:
             if body is not None:
                 body.answered = True
         try:
-            await self._pass_back(request, answer, standing.lines())
+            head, seen = self._head(request, answer, standing.lines())
+            whole = answer.ready()
+            if whole is not None and not answer.bodyless:
+                # An answer that is here already, as most are, goes out in one write with its head.
+                self._write(request, answer.status, head + b"Content-Length: %d\r\n" % len(whole), whole, seen)
+            else:
+                await self._pass_back(request, answer, head, seen)
         finally:
             answer.close()
 
@@ -267,53 +280,49 @@ class Proxy:
 
     async def _ask(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
         """The head of the service's answer. Raises `Unavailable` when there is none, or none is to be asked for."""
-        fleet = self._fleet
-        fleet.enter()
-        if body is not None:  # it goes at its caller's pace, so it must not take a place that others wait for
-            return await self._try(request, lines, body, chunked=chunked)
-        kind, began, answer = request.found.rule.path, fleet.take(), None
-        try:
-            answer = await self._try(request, lines, None, chunked=False)
-        finally:
-            if answer is None:
-                fleet.limit.give_up(kind, began)
-            else:
-                fleet.limit.give(kind, began)
-        return answer
-
-    async def _try(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
-        method, fleet = request.message.method, self._fleet
+        method, fleet, answer = request.message.method, self._fleet, None
         # Not DELETE and PUT, though idempotent: the second one's answer would be another (404, 412).
         repeatable = body is None and method in _SAFE
         tried: tuple[Pool, ...] = ()
-        for attempt in range(_ATTEMPTS):
-            if attempt and not fleet.try_again():
-                break
-            instance = fleet.instances.choose(tried) or (fleet.instances.choose() if repeatable else None)
-            if instance is None:
-                break
-            try:
-                answer = await instance.ask(method, request.target, lines, body, chunked=chunked, repeatable=repeatable)
-            except Unreachable as error:
-                fleet.failed(instance)
-                self._failed(request, "unreachable", error)
-            except UpstreamError as error:
-                self._failed(request, "no_answer", error)
-                if body is not None and not body.finished:
-                    # It may be what the caller did that it broke off for, and nobody is to get a service closed so.
-                    raise Unavailable(f"{self._name} broke off") from None
-                fleet.failed(instance)
-                if not repeatable:
+        fleet.enter()
+        # A body goes at its caller's pace, so it must not take a place that others wait for.
+        began = fleet.take() if body is None else None
+        try:
+            for attempt in range(_ATTEMPTS):
+                if attempt and not fleet.try_again():
                     break
-            except asyncio.CancelledError:
-                if request.patient and request.caller.alarm.ringing and (body is None or body.finished):
+                instance = fleet.instances.choose(tried) or (fleet.instances.choose() if repeatable else None)
+                if instance is None:
+                    break
+                try:
+                    answer = await instance.ask(
+                        method, request.target, lines, body, chunked=chunked, repeatable=repeatable
+                    )
+                except Unreachable as error:
                     fleet.failed(instance)
-                    fleet.breaker.failed()
-                raise
-            else:
-                fleet.answered(instance, answer.status, closes=answer.closes)
-                return answer
-            tried += (instance,)
+                    self._failed(request, "unreachable", error)
+                except UpstreamError as error:
+                    self._failed(request, "no_answer", error)
+                    if body is not None and not body.finished:
+                        # It may be what the caller did that it broke off for, and nobody is to get a service closed so.
+                        raise Unavailable(f"{self._name} broke off") from None
+                    fleet.failed(instance)
+                    if not repeatable:
+                        break
+                except asyncio.CancelledError:
+                    if request.patient and request.caller.alarm.ringing and (body is None or body.finished):
+                        fleet.failed(instance)
+                        fleet.breaker.failed()
+                    raise
+                else:
+                    fleet.answered(instance, answer.status, closes=answer.closes)
+                    return answer
+                tried += (instance,)
+        finally:
+            if began is not None and answer is None:
+                fleet.limit.give_up(request.found.rule.path, began)
+            elif began is not None:
+                fleet.limit.give(request.found.rule.path, began)
         fleet.breaker.failed()
         raise Unavailable(f"{self._name} does not answer")
 
@@ -324,19 +333,18 @@ class Proxy:
             trace_id=request.traceparent[3:35],
         )  # fmt: skip
 
-    async def _pass_back(self, request: Request, answer: Answer, standing: bytes) -> None:
-        passed, seen = hygiene.to_caller(answer.headers)
+    def _head(self, request: Request, answer: Answer, standing: bytes) -> tuple[bytes, int]:
+        """What goes back of the head of an answer, without framing; and which of `Seen` it has."""
+        lines, seen = hygiene.to_caller(answer.headers)
         if seen & Seen.CONSISTENCY_TOKEN and (token := answer.get(b"consistency-token")) is not None:
             cookie = hygiene.set_cookie(token, request.client.scheme)
             if cookie is not None:
-                passed.append(cookie)
-        passed.append(standing)
-        head = answers.first_line(answer.status, answer.reason) + b"\r\n".join(passed)
-        whole = answer.ready()
-        # An answer that is here already, as most are, goes out in one write with its head.
-        if whole is not None and not answer.bodyless:
-            self._write(request, answer.status, head + b"Content-Length: %d\r\n" % len(whole), whole, seen)
-            return
+                lines.append(cookie)
+        lines.append(standing)
+        return answers.first_line(answer.status, answer.reason) + b"\r\n".join(lines), seen
+
+    async def _pass_back(self, request: Request, answer: Answer, head: bytes, seen: int) -> None:
+        """An answer without a body, or with one that is still to come."""
         length = answer.get(b"content-length") if answer.status != 204 else None
         if length is not None:
             head += b"Content-Length: %b\r\n" % length

@@ -31,6 +31,11 @@ class Unreachable(UpstreamError):
 class Answer:
     """The head of an answer, and its body as it arrives. Close it, whether or not it was read to its end."""
 
+    __slots__ = (
+        "_arrived", "_buffered", "_chunks", "_closed", "_connection", "_error", "_whole",
+        "bodyless", "closes", "headers", "reason", "status",
+    )  # fmt: skip
+
     def __init__(self, connection: "_Connection", method: str) -> None:
         self.status = 0
         self.reason = b""

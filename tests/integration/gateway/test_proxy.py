@@ -149,6 +149,28 @@ async def test_an_expired_token_is_refused(world: World, http: aiohttp.ClientSes
         assert "expired" in (await answer.json(content_type=None))["detail"]
 
 
+async def test_each_token_of_a_connection_is_judged_by_itself(
+    world: World, http: aiohttp.ClientSession, keys: Keys
+) -> None:
+    door = await world.in_front_of(echo)
+
+    async def status(headers: dict[str, str]) -> int:
+        async with http.get(f"{door}/api/v1/notifications", headers=headers) as answer:
+            await answer.read()  # so that the connection is kept
+            return answer.status
+
+    brief, good = keys.bearer(seconds=2), keys.bearer()
+    bad = {"Authorization": good["Authorization"][:-4] + "AAAA"}
+    assert [await status(h) for h in (good, good, bad, good, {})] == [200, 200, 401, 200, 401]
+    assert await status(brief) == 200
+
+    async def expired() -> bool:
+        return await status(brief) == 401
+
+    await eventually(expired)
+    assert await status(good) == 200
+
+
 async def test_public_and_signed_routes_are_open(world: World, http: aiohttp.ClientSession) -> None:
     door = await world.in_front_of(echo)
     for method, path in (
