@@ -18,6 +18,7 @@ from asyncpg.pgproto import pgproto
 from shared import consistency, tracing
 from shared.clock import Clock, SystemClock
 from shared.ids import new_id
+from shared.records import decode_headers, sized, varint
 
 E = TypeVar("E", bound="Event")
 
@@ -78,27 +79,36 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         event: E = _decoder(view).decode(self.data)
         return event
 
-    def to_record(self) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-        """Key, value and headers for Kafka."""
+    def to_message(self) -> "Message":
+        """As a broker takes it."""
         key = self.key.encode()
         headers = [
-            ("ce_id", str(self.id).encode()),
-            ("ce_type", self.type.encode()),
-            ("ce_source", self.source.encode()),
-            ("ce_specversion", _SPEC_VERSION),
-            ("ce_time", _encoder.encode(self.time)[1:-1]),  # `isoformat` takes several times as long
-            ("ce_subject", key),
-            ("content-type", b"application/json"),
+            _before_id(len(self.headers)),
+            sized(str(self.id).encode()),
+            _of_type(self.type, self.source),
+            sized(_encoder.encode(self.time)[1:-1]),  # `isoformat` takes several times as long
+            _SUBJECT,
+            sized(key),
+            _CONTENT_TYPE,
         ]
         for name, value in self.headers.items():
-            headers.append((name if name == TRACEPARENT else _PREFIX + name, value.encode()))
-        return key, self.data, headers
+            headers.append(sized((name if name == TRACEPARENT else _PREFIX + name).encode()))
+            headers.append(sized(value.encode()))
+        return Message(self.topic, self.key, self.data, b"".join(headers))
+
+    @classmethod
+    def from_message(cls, message: "Message") -> "Envelope":
+        return cls._read(message.topic, message.data, decode_headers(message.headers), "")
 
     @classmethod
     def from_record(cls, record: Any) -> "Envelope":
         """Raises `InvalidEnvelope` when required attributes are missing or wrong."""
+        return cls._read(record.topic, record.value or b"", record.headers, origin(record))
+
+    @classmethod
+    def _read(cls, topic: str, data: bytes, headers: Iterable[tuple[str, bytes]], origin: str) -> "Envelope":
         try:
-            found = dict(record.headers)
+            found = dict(headers)
             found.pop("content-type", None)
             if found.pop("ce_specversion") != _SPEC_VERSION:
                 raise InvalidEnvelope("another specversion")
@@ -106,15 +116,43 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
                 pgproto.UUID(found.pop("ce_id").decode()),  # a `UUID` read in a tenth of the time
                 _text(found.pop("ce_type")),
                 _text(found.pop("ce_source")),
-                record.topic,
+                topic,
                 found.pop("ce_subject").decode(),
                 datetime.fromisoformat(found.pop("ce_time").decode()),
-                record.value or b"",
+                data,
                 _extensions(found) if found else {},
-                origin(record),
+                origin,
             )
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """An event as a broker takes it; the outbox keeps it so."""
+
+    topic: str
+    key: str
+    data: bytes
+    headers: bytes
+    """Encoded as in a Kafka record."""
+    row: int = 0
+    """Of the outbox."""
+
+
+_SUBJECT = sized(b"ce_subject")
+_CONTENT_TYPE = sized(b"content-type") + sized(b"application/json")
+
+
+@cache
+def _before_id(extensions: int) -> bytes:
+    return varint(7 + extensions) + sized(b"ce_id")
+
+
+@lru_cache(maxsize=1024)
+def _of_type(kind: str, source: str) -> bytes:
+    """The headers that have few values."""
+    few = ((b"ce_type", kind.encode()), (b"ce_source", source.encode()), (b"ce_specversion", _SPEC_VERSION))
+    return b"".join(sized(name) + sized(value) for name, value in few) + sized(b"ce_time")
 
 
 def _extensions(found: Mapping[str, bytes]) -> dict[str, str]:
@@ -142,8 +180,8 @@ class Bus(Protocol):
     batch: int
     """How many events of a shard it takes at a time; the relay's transaction is open meanwhile."""
 
-    async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
-        """Hand the envelopes on, in order for each key; the outcome of each, `None` where it is safe.
+    async def publish(self, messages: list[Message]) -> list[Exception | None]:
+        """Hand the messages on, in order for each key; the outcome of each, `None` where it is safe.
 
         When one fails, later ones of its key are not handed on and fail too. Takes a bounded time. Raises `Unavailable`
         when the bus as a whole is away; some may have been handed on then.
@@ -172,9 +210,9 @@ def origin(record: Any) -> str:
     return f"{record.topic}/{record.partition}/{record.offset}"
 
 
-def in_order_of_key(envelopes: Iterable[Envelope]) -> dict[str, list[int]]:
-    """Positions of the envelopes of each key, in order."""
+def in_order_of_key(messages: Iterable[Message]) -> dict[str, list[int]]:
+    """Positions of the messages of each key, in order."""
     lanes: dict[str, list[int]] = {}
-    for position, envelope in enumerate(envelopes):
-        lanes.setdefault(envelope.key, []).append(position)
+    for position, message in enumerate(messages):
+        lanes.setdefault(message.key, []).append(position)
     return lanes

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from shared.consumer import Consumer
 from shared.errors import Unavailable
-from shared.events import Envelope, in_order_of_key
+from shared.events import Envelope, Message, in_order_of_key
 
 _STOP_SECONDS = 10.0
 
@@ -36,19 +36,20 @@ class InlineBus:
         """From here on events stay in the outbox: their consumers are about to go."""
         self._open.clear()
 
-    async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
-        outcomes: list[Exception | None] = [Unavailable("waits for an earlier event")] * len(envelopes)
+    async def publish(self, messages: list[Message]) -> list[Exception | None]:
+        outcomes: list[Exception | None] = [Unavailable("waits for an earlier event")] * len(messages)
         if not self._open.is_set():
             raise Unavailable("not delivering")
-        lanes = in_order_of_key(envelopes).values()
-        await asyncio.gather(*(self._deliver_lane(envelopes, lane, outcomes) for lane in lanes))
+        lanes = in_order_of_key(messages).values()
+        await asyncio.gather(*(self._deliver_lane(messages, lane, outcomes) for lane in lanes))
         return outcomes
 
-    async def _deliver_lane(self, envelopes: list[Envelope], lane: list[int], outcomes: list[Exception | None]) -> None:
+    async def _deliver_lane(self, messages: list[Message], lane: list[int], outcomes: list[Exception | None]) -> None:
         for position in lane:
             try:
+                envelope = Envelope.from_message(messages[position])
                 for consumer in self._consumers:
-                    await consumer.handle(envelopes[position])
+                    await consumer.handle(envelope)
             except Exception as error:  # noqa: BLE001 - the outcome is handed to the relay, which keeps the row
                 outcomes[position] = error
                 return

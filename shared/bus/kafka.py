@@ -22,15 +22,16 @@ from aiokafka.partitioner import murmur2
 from shared.bus.member import CLOSE_SECONDS, Member, stopped
 from shared.consumer import Consumer
 from shared.errors import Unavailable
-from shared.events import Envelope
+from shared.events import Message
 from shared.health import Health
 from shared.logs import get_logger
+from shared.records import Record, RecordBatch, sized
 from shared.settings import DataSettings
 
 log = get_logger()
 
 _PUBLISH_SECONDS = 10.0
-_BATCH_BYTES = 256 * 1024
+_BATCH_BYTES = 512 * 1024
 _LARGEST_BYTES = 1_000_000  # a broker takes 1 MiB unless told otherwise, key and headers included
 _TOPIC_EXISTS = 36
 # Not an answer to what was sent: this producer's count of it and the broker's have come apart.
@@ -38,9 +39,11 @@ _SEQUENCE_LOST = (OutOfOrderSequenceNumber, InvalidProducerEpoch, InvalidProduce
 
 
 @lru_cache(maxsize=2**14)
-def partition_of(key: bytes, partitions: int) -> int:
-    """Where every Kafka client puts a key. Remembered, for the client's hash is Python, and dearer than the rest."""
-    return (int(murmur2(key)) & 0x7FFFFFFF) % partitions
+def _placed(key: str) -> tuple[int, bytes]:
+    """The hash by which every Kafka client places a key, and the key as in a record. Remembered, for the client's hash
+    is Python, and dearer than all the rest."""
+    encoded = key.encode()
+    return int(murmur2(encoded)) & 0x7FFFFFFF, sized(encoded)
 
 
 class KafkaBus:
@@ -66,29 +69,45 @@ class KafkaBus:
         finally:
             await bus._drop_producers()
 
-    async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
+    async def publish(self, messages: list[Message]) -> list[Exception | None]:
         try:
             async with asyncio.timeout(_PUBLISH_SECONDS):
-                await self.ensure({envelope.topic for envelope in envelopes})
-                return await self._send_all(envelopes)
+                topics = {message.topic for message in messages}
+                await self.ensure(topics)
+                return await self._send_all(messages, topics)
         except (TimeoutError, OSError, KafkaError) as error:
             # A producer that lost its broker may hang or answer OutOfOrderSequence for ever: make it anew.
             await self._drop_producers()
             raise Unavailable("the broker is away") from error
 
-    async def _send_all(self, envelopes: list[Envelope]) -> list[Exception | None]:
+    async def _send_all(self, messages: list[Message], topics: set[str]) -> list[Exception | None]:
         """Batches for each partition, side by side; suspects one by one, by a producer that does not count them."""
         producer = await self._ready_producer(counting=True)
-        partitions = {topic: len(await producer.partitions_for(topic)) for topic in {e.topic for e in envelopes}}
-        places: dict[tuple[str, int], list[int]] = {}
-        suspects: dict[tuple[str, int], list[int]] = {}
-        for position, envelope in enumerate(envelopes):
-            place = envelope.topic, partition_of(envelope.key.encode(), partitions[envelope.topic])
-            (suspects if envelope.key in self._suspects else places).setdefault(place, []).append(position)
-        outcomes: list[Exception | None] = [None] * len(envelopes)
+        places = {topic: [list[Record]() for _ in await producer.partitions_for(topic)] for topic in topics}
+        suspects: dict[tuple[str, int], list[Record]] = {}
+        too_large: dict[str, Exception] = {}
+        outcomes: list[Exception | None] = [None] * len(messages)
+        for position, message in enumerate(messages):
+            key, data = message.key, message.data
+            if len(data) > _LARGEST_BYTES or key in too_large:
+                outcomes[position] = too_large.setdefault(key, MessageSizeTooLargeError(f"{len(data)} bytes"))
+                continue
+            digest, encoded = _placed(key)
+            partitions = places[message.topic]
+            partition = digest % len(partitions)
+            if key in self._suspects:
+                inside = suspects.setdefault((message.topic, partition), [])
+            else:
+                inside = partitions[partition]
+            inside.append((encoded, data, message.headers, position))
         await asyncio.gather(
-            *(self._send(producer, *place, envelopes, inside, outcomes) for place, inside in places.items()),
-            *(self._send_one_by_one(*place, envelopes, inside, outcomes) for place, inside in suspects.items()),
+            *(
+                self._send(producer, topic, partition, records, messages, outcomes)
+                for topic, partitions in places.items()
+                for partition, records in enumerate(partitions)
+                if records
+            ),
+            *(self._send_one_by_one(*place, records, messages, outcomes) for place, records in suspects.items()),
         )
         return outcomes
 
@@ -97,59 +116,46 @@ class KafkaBus:
         producer: aiokafka.AIOKafkaProducer,
         topic: str,
         partition: int,
-        envelopes: list[Envelope],
-        positions: list[int],
+        records: list[Record],
+        messages: list[Message],
         outcomes: list[Exception | None],
     ) -> None:
         """The events of one partition: each batch after the one before it is acknowledged, and none after a refusal."""
-        failed: dict[str, Exception] = {}
-        batches = [(producer.create_batch(), list[int]())]
-        for position in positions:
-            envelope = envelopes[position]
-            if len(envelope.data) > _LARGEST_BYTES:
-                failed.setdefault(envelope.key, MessageSizeTooLargeError(f"{len(envelope.data)} bytes"))
-            if failed and envelope.key in failed:
-                outcomes[position] = failed[envelope.key]
-                continue
-            key, value, headers = envelope.to_record()
-            batch, inside = batches[-1]
-            if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                batch, inside = producer.create_batch(), []
-                batches.append((batch, inside))
-                batch.append(key=key, value=value, timestamp=None, headers=headers)
-            inside.append(position)
-        refusal: Exception | None = None
-        for batch, inside in batches:
-            if refusal is None and inside:
-                refusal = await _refusal(producer.send_batch(batch, topic, partition=partition))
-                if refusal is not None:
-                    # One event of it is at fault, and which is found one by one. The broker goes on waiting for the
-                    # sequence numbers of what it refused; those of a new producer begin anew.
-                    log.warning("batch_refused", topic=topic, events=len(inside), error=repr(refusal))
-                    self._suspects.update(envelopes[position].key for position in inside)
-                    await self._drop_producers()
-            for position in inside:
-                outcomes[position] = refusal
+        while records:
+            batch = RecordBatch(records, _BATCH_BYTES)
+            refusal = await _refusal(producer.send_batch(batch, topic, partition=partition))
+            if refusal is not None:
+                break
+            records = records[batch.record_count() :]
+        else:
+            return
+        # One event of the batch is at fault, and which is found one by one. The broker goes on waiting for the sequence
+        # numbers of what it refused; those of a new producer begin anew.
+        inside = records[: batch.record_count()]
+        log.warning("batch_refused", topic=topic, events=len(inside), error=repr(refusal))
+        self._suspects.update(messages[position].key for *_, position in inside)
+        await self._drop_producers()
+        for *_, position in records:
+            outcomes[position] = refusal
 
     async def _send_one_by_one(
         self,
         topic: str,
         partition: int,
-        envelopes: list[Envelope],
-        positions: list[int],
+        records: list[Record],
+        messages: list[Message],
         outcomes: list[Exception | None],
     ) -> None:
         """A refusal stops its key only; a key that meets none is no suspect any more."""
         producer = await self._ready_producer(counting=False)
         refused: dict[str, Exception | None] = {}
-        for position in positions:
-            envelope = envelopes[position]
-            if refused.get(envelope.key) is None:
-                key, value, headers = envelope.to_record()
-                batch = producer.create_batch()
-                batch.append(key=key, value=value, timestamp=None, headers=headers)
-                refused[envelope.key] = await _refusal(producer.send_batch(batch, topic, partition=partition))
-            outcomes[position] = refused[envelope.key]
+        for record in records:
+            position = record[-1]
+            key = messages[position].key
+            if refused.get(key) is None:
+                batch = RecordBatch([record], _BATCH_BYTES)
+                refused[key] = await _refusal(producer.send_batch(batch, topic, partition=partition))
+            outcomes[position] = refused[key]
         self._suspects.difference_update(key for key, refusal in refused.items() if refusal is None)
 
     @asynccontextmanager
@@ -201,7 +207,6 @@ class KafkaBus:
                     acks="all",
                     enable_idempotence=counting and self._settings.kafka_idempotence,
                     request_timeout_ms=int(_PUBLISH_SECONDS * 1000),
-                    max_batch_size=_BATCH_BYTES,
                 )
                 try:
                     await producer.start()

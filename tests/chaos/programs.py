@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from shared.bus import KafkaBus
 from shared.consumer import Consumer, Delivery, On
 from shared.database import Database, Transaction
-from shared.events import Envelope
+from shared.events import Message
 from shared.health import Health
 from shared.outbox import Relay
 from shared.settings import DataSettings, load
@@ -25,8 +25,8 @@ from tests.integration.shared.things import ThingMade
 
 
 class DeafBus(KafkaBus):
-    async def publish(self, envelopes: list[Envelope]) -> list[Exception | None]:
-        await super().publish(envelopes)
+    async def publish(self, messages: list[Message]) -> list[Exception | None]:
+        await super().publish(messages)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("unreachable")
 

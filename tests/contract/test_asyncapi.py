@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from shared.events import Envelope, Event
+from shared.records import decode_headers
 from tests.contract import asyncapi
 from tests.contract.declared import CONSUMED, PRODUCED, handled
 
@@ -58,11 +59,12 @@ def test_what_is_declared_as_consumed_is_handled(service: str) -> None:
 def test_what_is_on_the_wire_fits(document: dict[str, Any], service: str, event: type[Event]) -> None:
     # A publisher's defaults and zero values are enough: payloads of all kinds meet the same schema in test_events.
     example = msgspec.convert({name: zero(t) for name, t in fields(event).items()}, event, strict=False)
-    _, value, headers = Envelope.wrap(example, service).to_record()
+    sent = Envelope.wrap(example, service).to_message()
     message = document["components"]["messages"][event.TYPE]
     context = {"components": document["components"]}
-    jsonschema.validate({name: raw.decode() for name, raw in headers}, {**message["headers"], **context})
-    jsonschema.validate(msgspec.json.decode(value), {**message["payload"], **context})
+    headers = {name: raw.decode() for name, raw in decode_headers(sent.headers)}
+    jsonschema.validate(headers, {**message["headers"], **context})
+    jsonschema.validate(msgspec.json.decode(sent.data), {**message["payload"], **context})
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({}, {**message["headers"], **context})
 

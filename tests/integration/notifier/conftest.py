@@ -49,7 +49,7 @@ class Node:
         return envelopes
 
     async def give_again(self, envelopes: list[Envelope]) -> None:
-        assert await self.bus.publish(envelopes) == [None] * len(envelopes)
+        assert await self.bus.publish([envelope.to_message() for envelope in envelopes]) == [None] * len(envelopes)
 
     async def call(self, method: str, path: str, user_id: UUID, **kwargs: Any) -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {self.issuer.token(user_id)}"}

@@ -25,7 +25,8 @@ def updated(person: Person, version: int, **changes: str) -> UserUpdated:
 
 async def publish(settings: Settings, *events: Event) -> None:
     async with KafkaBus.opened(settings, Health()) as bus:
-        assert await bus.publish([Envelope.wrap(event, "users") for event in events]) == [None] * len(events)
+        messages = [envelope.to_message() for envelope in Envelope.wrap_all(events, "users")]
+        assert await bus.publish(messages) == [None] * len(events)
 
 
 async def rebuild(settings: Settings, http: aiohttp.ClientSession) -> int:

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from shared import consistency
+from shared import consistency, outbox
 from shared.bus import InlineBus, KafkaBus
 from shared.bus.lag import LAG
 from shared.consumer import Consumer, Delivery, On, clean_up
 from shared.database import Connection
 from shared.errors import Unavailable
-from shared.events import Envelope
+from shared.events import Envelope, Message
 from shared.health import Health
 from shared.ids import new_id
 from shared.outbox import BACKLOG, Relay
@@ -150,7 +150,7 @@ async def test_without_a_broker_writes_succeed_and_events_wait(
     bus = await stack.enter_async_context(KafkaBus.opened(nowhere, health))
     envelope = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things")
     with pytest.raises(Unavailable):
-        await bus.publish([envelope, envelope])
+        await bus.publish([envelope.to_message()] * 2)
 
 
 async def test_the_writer_s_token_travels_with_the_event(world: World, stack: AsyncExitStack) -> None:
@@ -192,6 +192,41 @@ async def test_a_transaction_that_commits_late_is_delivered(world: World, stack:
     assert await world.effects() == [(first, 2), (late, 1)]
 
 
+async def test_rows_that_earlier_code_writes_keep_their_place(world: World, stack: AsyncExitStack) -> None:
+    thing_id = new_id()
+    async with world.db.transaction() as tx:
+        for number in range(6):
+            await world.outbox.add(tx, world.made(thing_id=thing_id, number=number))
+        await tx.execute("UPDATE outbox SET record_headers = NULL WHERE id % 2 = 0")
+        before = {row["event_id"] for row in await tx.fetch("SELECT event_id FROM outbox")}
+    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
+    await eventually(lambda: world.has_effects(6), within=30)
+    assert await world.effects() == [(thing_id, number) for number in range(6)]
+    async with world.db.transaction() as tx:
+        assert {row["event_id"] for row in await tx.fetch("SELECT event_id FROM inbox")} == before
+
+
+async def test_what_the_relay_holds_at_a_time_is_bounded_in_bytes(
+    world: World, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    publish = world.bus.publish
+
+    async def counting(messages: list[Message]) -> list[Exception | None]:
+        held.append(sum(len(message.data) for message in messages))
+        return await publish(messages)
+
+    monkeypatch.setattr(world.bus, "publish", counting)
+    monkeypatch.setattr(outbox, "_BATCH_BYTES", 300)
+    thing_id = new_id()
+    async with world.db.transaction() as tx:
+        await world.outbox.add(tx, *(world.made(thing_id=thing_id, number=number) for number in range(10)))
+    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
+    await eventually(lambda: world.has_effects(10), within=30)
+    assert await world.effects() == [(thing_id, number) for number in range(10)]
+    assert max(held) < 300 + 100  # one event is about 60 bytes
+
+
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
 async def test_only_the_key_whose_event_cannot_be_sent_stops(world: World) -> None:
     bad, good = new_id(), new_id()
@@ -227,12 +262,13 @@ async def test_only_the_key_whose_event_the_broker_refuses_stops(
     finally:
         await admin.close()
     envelopes = Envelope.wrap_all([world.made(thing_id=new_id(), number=n) for n in range(100)], "things")
-    envelopes[50] = msgspec.structs.replace(envelopes[50], data=b"x" * 60_000)
-    refused = await world.bus.publish(envelopes)
+    messages = [envelope.to_message() for envelope in envelopes]
+    messages[50] = msgspec.structs.replace(messages[50], data=b"x" * 60_000)
+    refused = await world.bus.publish(messages)
     assert all(refused)  # one partition, one batch
-    outcomes = await world.bus.publish(envelopes)
+    outcomes = await world.bus.publish(messages)
     assert [n for n, outcome in enumerate(outcomes) if outcome is not None] == [50]
-    assert not any(await world.bus.publish(envelopes[:50]))  # and these are batches again
+    assert not any(await world.bus.publish(messages[:50]))  # and these are batches again
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
