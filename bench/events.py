@@ -85,10 +85,14 @@ class Bench:
         self.bus = bus
         keys = [new_id() for _ in range(KEYS)]
         self.events = [Measured(thing_id=keys[n % KEYS], number=n) for n in range(EVENTS)]
-        messages = [Envelope.wrap(event, "bench").to_message() for event in self.events]
-        self.records = [(m.key.encode(), m.data, decode_headers(m.headers)) for m in messages]
+        self.records = self.as_new()
         gc.collect()
         gc.freeze()  # the collector need not go through these while others are measured
+
+    def as_new(self) -> list[tuple[bytes, bytes, list[tuple[str, bytes]]]]:
+        """The events as records, under new ids."""
+        messages = [envelope.to_message() for envelope in Envelope.wrap_all(self.events, "bench")]
+        return [(m.key.encode(), m.data, decode_headers(m.headers)) for m in messages]
 
     async def raw_send(self) -> Cost:
         """The same records by `send_batch`, six partitions at a time."""
@@ -172,8 +176,11 @@ class Bench:
     async def consume_database(self) -> Cost:
         """What the consumer does in the database, for events that are decoded already."""
         consumer = Consumer(str(new_id()), [On(Measured, one, batch=have_effect)], self.db)
-        envelopes = Envelope.wrap_all(self.events, "bench")
-        batches = [envelopes[start : start + 1000] for start in range(0, EVENTS, 1000)]
+        records = [
+            aiokafka.ConsumerRecord(Measured.TOPIC, 0, n, 0, 0, key, value, None, len(key), len(value), tuple(headers))
+            for n, (key, value, headers) in enumerate(self.as_new())
+        ]
+        batches = [records[start : start + 1000] for start in range(0, EVENTS, 1000)]
 
         async def work() -> None:
             while batches:

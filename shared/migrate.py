@@ -31,7 +31,9 @@ _LOCK = 0x74656E66  # any number, the same in every process; the lock is per sch
 _CONNECT_SECONDS = 5.0
 # For the transaction only, so that a pooler hands the connection on as it was. First the wait for another migrator,
 # then, with the lock held, what the migration itself may take.
-_WAIT_FOR_OTHERS = "SET LOCAL lock_timeout = '120s'; SET LOCAL statement_timeout = '120s'"
+_WAIT_FOR_OTHERS = (
+    "SET LOCAL transaction_timeout = 0; SET LOCAL lock_timeout = '120s'; SET LOCAL statement_timeout = '120s'"
+)
 _BOUNDS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'"
 _CONCURRENT = re.compile(r"^\s*(CREATE|DROP)\s.*\bINDEX CONCURRENTLY\b", re.IGNORECASE | re.MULTILINE)
 _INVALID = """
@@ -150,7 +152,7 @@ async def _apply_alone(url: str, migration: Migration) -> None:
     """Takes as long as it takes: it blocks nobody. The lock that the caller holds keeps other migrators away."""
     connection = await _connect(url)
     try:
-        await connection.execute("SET statement_timeout = 0")
+        await connection.execute("SET transaction_timeout = 0; SET statement_timeout = 0")
         for row in await connection.fetch(_INVALID):
             await connection.execute(f"DROP INDEX CONCURRENTLY {row[0]}")
         await connection.execute(migration.sql)
@@ -211,6 +213,8 @@ async def bootstrap(admin_url: str, passwords: Mapping[str, str]) -> None:
                     f"search_path = {role}",
                     "statement_timeout = '10s'",
                     "idle_in_transaction_session_timeout = '30s'",
+                    # The other counts no client that stops within a statement's messages, with locks held.
+                    "transaction_timeout = '45s'",
                 ):
                     await connection.execute(f"ALTER ROLE {role} SET {setting}")
     finally:

@@ -33,8 +33,10 @@ _ENSURE_SECONDS = 10.0
 _REBALANCE_SECONDS = 60.0
 _POLL_MS = 500
 _BUSY_POLL_MS = 20
+_FETCH_WAIT_MS = 100
 _COMMIT_SECONDS = 0.05
 _BATCH = 1000
+_FETCHED = 6000
 _SMALL_BATCH = 16
 _EVER_MS = 2**31 - 1
 _LAG_SECONDS = 5.0
@@ -108,7 +110,7 @@ class Member:
             rebalance_timeout_ms=int(_REBALANCE_SECONDS * 1000),
             # It is not idle when it does not fetch: it has enough in hand, perhaps for as long as the database is away.
             max_poll_interval_ms=_EVER_MS,
-            fetch_max_wait_ms=_POLL_MS,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
         )
 
 
@@ -175,7 +177,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._wait_for_progress()
                 continue
             timeout = _POLL_MS if len(hungry) == len(before) else _BUSY_POLL_MS
-            batches = await self._kafka.getmany(*hungry, timeout_ms=timeout, max_records=_BATCH)
+            batches = await self._kafka.getmany(*hungry, timeout_ms=timeout, max_records=_FETCHED)
             if before is not self._partitions or not batches.keys() <= before.keys():
                 await self._refetch(batches)  # a rebalance came between
                 continue
@@ -249,24 +251,16 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _handle_batch(self, partition: Partition, records: list[Any]) -> list[Any]:
         """Returns those that are to be handled one by one; the others are done."""
-        envelopes: list[Envelope] = []
-        readable: list[Any] = []
-        apart: list[Any] = []
-        for record in records:
-            try:
-                envelopes.append(Envelope.from_record(record))
-                readable.append(record)
-            except InvalidEnvelope:
-                apart.append(record)
         try:
-            left = set(await self._consumer.handle_batch(envelopes))
+            left = await self._consumer.handle_batch(records)
         except Unavailable:  # one by one they wait for what is down
             return records
-        if not left and not apart:
-            self._finish(partition, records)
-            return []
-        self._finish(partition, [record for position, record in enumerate(readable) if position not in left])
-        return apart + [readable[position] for position in sorted(left)]
+        apart = [records[position] for position in left]
+        if left:
+            keep = set(left)
+            records = [record for position, record in enumerate(records) if position not in keep]
+        self._finish(partition, records)
+        return apart
 
     async def _handle(self, partition: Partition, record: Any) -> bool:
         """False when the partition is given back before the event is done."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Of a partition with this much in hand nothing is fetched; so it has at most one more fetch on top.
-_IN_HAND = 1000
+_IN_HAND = 3000
 _IN_HAND_BYTES = 8 * 1024 * 1024
 
 
@@ -26,11 +26,12 @@ class Progress:
     def take(self, offsets: Iterable[int]) -> None:
         self._in_hand.extend(offsets)
 
-    def finish(self, offset: int) -> None:
-        self._done.add(offset)
-        while self._in_hand and self._in_hand[0] in self._done:
-            first = self._in_hand.popleft()
-            self._done.discard(first)
+    def finish(self, offsets: Iterable[int]) -> None:
+        in_hand, done = self._in_hand, self._done
+        done.update(offsets)
+        while in_hand and in_hand[0] in done:
+            first = in_hand.popleft()
+            done.remove(first)
             self.position = first + 1
 
 
@@ -49,13 +50,12 @@ class Partition:
         self.moved_at = time.monotonic()
 
     def take(self, records: Sequence[Any]) -> None:
-        self.progress.take(record.offset for record in records)
+        self.progress.take([record.offset for record in records])
         self.bytes_in_hand += _size(records)
         self.moved_at = time.monotonic()
 
     def finish(self, records: Sequence[Any]) -> None:
-        for record in records:
-            self.progress.finish(record.offset)
+        self.progress.finish([record.offset for record in records])
         self.bytes_in_hand -= _size(records)
         self.moved_at = time.monotonic()
 
@@ -64,4 +64,4 @@ class Partition:
 
 
 def _size(records: Iterable[Any]) -> int:
-    return sum(len(record.value or b"") for record in records)
+    return sum([len(record.value or b"") for record in records])

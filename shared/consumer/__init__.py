@@ -33,7 +33,7 @@ from shared.consumer.delivery import DURATION, HANDLED, AlreadyHandled, Behind, 
 from shared.consumer.parking import Fault, Parked
 from shared.database import Database
 from shared.errors import Unavailable
-from shared.events import CONSISTENCY, Envelope, Event
+from shared.events import CONSISTENCY, Envelope, Event, InvalidEnvelope, glance
 from shared.logs import get_logger
 from shared.sweeping import sweep
 
@@ -68,6 +68,9 @@ class Consumer:
         self.group = group
         self.db = db
         self._table = {on.event.TYPE: on for on in table}
+        self._decoders = {
+            kind.encode(): (on, msgspec.json.Decoder(on.event).decode) for kind, on in self._table.items()
+        }
         self._retry_delays = retry_delays
         self._to_retry = asyncio.Event()
         self.topics = sorted({on.event.TOPIC for on in self._table.values()})
@@ -93,20 +96,23 @@ class Consumer:
                     outcome = await self._bury(envelope, on.ordered, fault)
             metrics.child(HANDLED, on.consumer(self.group), envelope.type, outcome).inc()
 
-    async def handle_batch(self, envelopes: Sequence[Envelope]) -> list[int]:
-        """Give many events of a topic their effect in one transaction; those handled before have theirs already.
+    async def handle_batch(self, records: Sequence[Any]) -> list[int]:
+        """Give many records of a topic their effect in one transaction; those handled before have theirs already.
 
-        Returns the positions of those to be handled one by one: all of them when a handler fails, else those that do
-        not fit their type or have a parked event of their key before them. Raises `Unavailable` when a part is down.
+        Returns the positions of those to be handled one by one: all of them when a handler fails, else those that are
+        no event, do not fit their type or have a parked event of their key before them. Raises `Unavailable` when a
+        part is down.
         """
         items: list[Item] = []
         apart: list[int] = []
-        for position, envelope in enumerate(envelopes):
-            if (on := self._table.get(envelope.type)) is not None:
-                try:
-                    items.append(Item(position, on, envelope, envelope.decode(on.event)))
-                except msgspec.DecodeError:
-                    apart.append(position)
+        for position, record in enumerate(records):
+            try:
+                id_, kind, key = glance(record)
+                if (found := self._decoders.get(kind)) is not None:
+                    on, decode = found
+                    items.append(Item(position, on, id_, key, decode(record.value or b"")))
+            except (InvalidEnvelope, msgspec.DecodeError):
+                apart.append(position)
         try:
             try:
                 behind = await batches.handle(self.db, self.group, items)
@@ -119,8 +125,8 @@ class Consumer:
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - one by one each event's own fault is found
-            log.info("batch_taken_apart", consumer=self.group, events=len(envelopes), error=repr(error))
-            return list(range(len(envelopes)))
+            log.info("batch_taken_apart", consumer=self.group, events=len(records), error=repr(error))
+            return list(range(len(records)))
         return sorted(apart + behind)
 
     async def bury_unreadable(self, record: Any, origin: str, reason: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import consistency
-from shared.events import Envelope, Event, InvalidEnvelope, in_order_of_key, json_schema
+from shared.events import Envelope, Event, InvalidEnvelope, glance, in_order_of_key, json_schema
 from shared.ids import new_id
 from shared.records import decode_headers
 from shared.testing import FixedClock
@@ -58,6 +58,22 @@ def test_headers_are_those_of_cloudevents() -> None:
 def test_foreign_records_are_refused_by_one_error(headers: list[tuple[str, bytes]]) -> None:
     with pytest.raises(InvalidEnvelope):
         Envelope.from_record(SimpleNamespace(topic="t", partition=0, offset=0, value=b"", headers=headers))
+
+
+@given(st.permutations(range(7)))
+def test_a_glance_sees_what_the_envelope_has(order: list[int]) -> None:
+    record = as_record(Envelope.wrap(Renamed(thing_id=new_id(), name="a"), "things"))
+    record.headers = tuple(record.headers[n] for n in order)
+    envelope = Envelope.from_record(record)
+    assert glance(record) == (str(envelope.id).encode(), envelope.type.encode(), envelope.key.encode())
+
+
+@pytest.mark.parametrize("lost", range(6))
+def test_a_glance_refuses_what_the_envelope_does(lost: int) -> None:
+    record = as_record(Envelope.wrap(Renamed(thing_id=new_id(), name="a"), "things"))
+    record.headers = [header for n, header in enumerate(record.headers) if n != lost]
+    with pytest.raises(InvalidEnvelope):
+        glance(record)
 
 
 def test_a_view_takes_what_it_needs_and_ignores_the_rest() -> None:
