@@ -1,10 +1,11 @@
 """The transactional outbox: an event is written with the change it tells of, and relayed to the bus afterwards.
 
 `await outbox.add(tx, event)` inserts a row while the transaction holds the aggregate's lock, so row ids of one key are
-in order. The relay, in every API process, takes one shard of the keys at a time under a transaction-level advisory lock
-(safe behind PgBouncer; two relays never split one key), hands the rows on in order and deletes those the bus has. It
-keeps no cursor, so a transaction that commits late is not passed over. It is woken at commit; polling is the safety
-net. A key whose event fails waits alone. While the bus is away one shard at a time tries it, at growing intervals.
+in order. The relay, in every API process, takes a few shards of the keys at a time, each under a transaction-level
+advisory lock (safe behind PgBouncer; two relays never split one key), hands the rows on in order and deletes those the
+bus has. It keeps no cursor, so a transaction that commits late is not passed over. It is woken at commit; polling is
+the safety net. A key whose event fails waits alone. While the bus is away one transaction at a time tries it, at
+growing intervals.
 """
 
 import asyncio
@@ -139,7 +140,7 @@ class Relay:
     async def sweep(self, shards: Collection[int] | None = None, *, careful: bool = False) -> set[int]:
         """Relay the rows of `shards`, or of all that have any; returns those that may have more.
 
-        `careful`: only one at first, so that a bus that is still away costs one connection. Raises `Unavailable` then.
+        `careful`: a few at first, so that a bus that is still away costs one connection. Raises `Unavailable` then.
         """
         now = time.monotonic()
         self._waiting_keys = {key: until for key, until in self._waiting_keys.items() if until > now}
@@ -222,7 +223,8 @@ async def _oldest(connection: Connection, shards: list[int], except_keys: list[s
     """Of each shard up to `limit` rows, in order: as many as the bound on their bytes allows, and at least one."""
     rows = await connection.fetch(
         "SELECT topic, key, data, record_headers, id FROM unnest($1::smallint[]) AS wanted (shard) CROSS JOIN LATERAL"
-        " (SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes FROM ("
+        " (SELECT topic, key, data, record_headers, id,"
+        "   sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes FROM ("
         "   SELECT id, topic, key, data, record_headers FROM outbox WHERE outbox.shard = wanted.shard"
         "    AND key <> ALL ($2) ORDER BY id LIMIT $3) AS oldest) AS counted"
         " WHERE bytes - octet_length(data) < $4",

@@ -76,6 +76,7 @@ class DataSettings(ProcessSettings, frozen=True, kw_only=True):
     kafka_replication: Count = 1
     kafka_stall_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     event_retry_delays_seconds: tuple[Seconds, ...] = (10.0, 60.0, 600.0)
+    event_handler_seconds: Timeout = 120.0
 
     def check(self) -> list[str]:
         if self.bus == "kafka" and not self.kafka_bootstrap:

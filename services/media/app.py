@@ -59,7 +59,9 @@ async def worker(process: Process, settings: Settings) -> None:
     processing = Processing(db, outbox, objects, children, sweeper, settings.processes)
     await asyncio.to_thread(clear_scratch)
     await process.background("media-sweeper", lambda: sweeper.keep_sweeping(settings.sweep_seconds))
-    consumer = Consumer(NAME, consumers(processing), db, settings.event_retry_delays_seconds)
+    consumer = Consumer(
+        NAME, consumers(processing), db, settings.event_retry_delays_seconds, settings.event_handler_seconds
+    )
     # Many in hand, for the owners to take turns; `Processing` works on few at a time.
     await process.enter(bus.consuming(consumer, settings.events_in_hand))
 

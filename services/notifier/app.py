@@ -88,7 +88,11 @@ async def worker(process: Process, settings: Settings) -> None:
     await process.enter(dispatcher.running())
     await process.background("notifier-clean-up", partial(clean_up.keep_cleaning, db, settings))
     consumer = Consumer(
-        NAME, consumers(notifier, Preparation(outbox, composer.domain)), db, settings.event_retry_delays_seconds
+        NAME,
+        consumers(notifier, Preparation(outbox, composer.domain)),
+        db,
+        settings.event_retry_delays_seconds,
+        settings.event_handler_seconds,
     )
     await process.enter(bus.consuming(consumer, settings.consumer_concurrency))
 

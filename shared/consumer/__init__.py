@@ -7,7 +7,8 @@ after that.
 
 A handler that fails is tried again at once a few times; then the event is parked (`parking`) and has another round
 after each of the service's retry delays; then it is a dead letter, with reason, stack and origin. Later events of its
-key wait behind it unless the handler says that order does not matter. What is down (`Unavailable`) is waited for.
+key wait behind it unless the handler says that order does not matter. What is down (`Unavailable`) is waited for. A
+handler that takes too long is cancelled, and its event parked at once.
 
     delivery.py   what a handler gets, and the lines of the topic table
     batches.py    many events in one transaction
@@ -29,7 +30,7 @@ import structlog
 from shared import consistency, metrics, tracing
 from shared.consumer import batches, parking
 from shared.consumer.batches import Item
-from shared.consumer.delivery import DURATION, HANDLED, AlreadyHandled, Behind, Delivery, On
+from shared.consumer.delivery import DURATION, HANDLED, TIMEOUTS, AlreadyHandled, Behind, Delivery, On
 from shared.consumer.parking import Fault, Parked
 from shared.database import Database
 from shared.errors import Unavailable
@@ -43,6 +44,7 @@ log = get_logger()
 
 ATTEMPTS = 4
 RETRY_DELAYS_SECONDS = (10.0, 60.0, 600.0)
+HANDLER_SECONDS = 120.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
 _RETRY_POLL_SECONDS = 1.0
@@ -54,6 +56,10 @@ _DEAD_KEPT = "90 days"
 _KEPT = "30 days"  # well past the broker's retention
 
 
+class HandlerTimeout(Exception):
+    """It took too long, and would take as long again: not one of the attempts close together, but a failure at once."""
+
+
 class Consumer:
     """The handlers of one consumer group and what happens to each event; the buses feed it."""
 
@@ -63,8 +69,10 @@ class Consumer:
         table: Iterable[On[Any]],
         db: Database,
         retry_delays: Sequence[float] = RETRY_DELAYS_SECONDS,
+        handler_seconds: float = HANDLER_SECONDS,
     ) -> None:
-        """`retry_delays` in seconds: a round for each, before the event is a dead letter."""
+        """`retry_delays` in seconds: a round for each, before the event is a dead letter. A handler, or a batch, that
+        takes longer than `handler_seconds` is cancelled, and has failed."""
         self.group = group
         self.db = db
         self._table = {on.event.TYPE: on for on in table}
@@ -72,6 +80,7 @@ class Consumer:
             kind.encode(): (on, msgspec.json.Decoder(on.event).decode) for kind, on in self._table.items()
         }
         self._retry_delays = retry_delays
+        self._handler_seconds = handler_seconds
         self._to_retry = asyncio.Event()
         self.topics = sorted({on.event.TOPIC for on in self._table.values()})
         self.takes_batches = all(on.batch for on in self._table.values())
@@ -89,7 +98,7 @@ class Consumer:
             except Unavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's fault
-                fault = Fault.of(error, ATTEMPTS)
+                fault = Fault.of(error, _attempts(error))
                 if self._retry_delays and not isinstance(error, msgspec.DecodeError):
                     outcome = await self._park(on, envelope, fault)
                 else:
@@ -114,20 +123,24 @@ class Consumer:
             except (InvalidEnvelope, msgspec.DecodeError):
                 apart.append(position)
         try:
-            try:
-                behind = await batches.handle(self.db, self.group, items)
-            except asyncpg.UniqueViolationError as error:
-                if error.constraint_name != batches.INBOX_KEY:
-                    raise
-                # Delivered again, after a rebalance or by a relay that died before it deleted them.
-                items = await batches.without_repeated(self.db, self.group, items)
-                behind = await batches.handle(self.db, self.group, items)
+            async with asyncio.timeout(self._handler_seconds):
+                behind = await self._handle_items(items)
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - one by one each event's own fault is found
             log.info("batch_taken_apart", consumer=self.group, events=len(records), error=repr(error))
             return list(range(len(records)))
         return sorted(apart + behind)
+
+    async def _handle_items(self, items: list[Item]) -> list[int]:
+        try:
+            return await batches.handle(self.db, self.group, items)
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != batches.INBOX_KEY:
+                raise
+        # Delivered again, after a rebalance or by a relay that died before it deleted them.
+        items = await batches.without_repeated(self.db, self.group, items)
+        return await batches.handle(self.db, self.group, items)
 
     async def bury_unreadable(self, record: Any, origin: str, reason: str) -> None:
         """Keep bytes of the broker that are not one of our events. Raises `Unavailable` when the database is down."""
@@ -183,7 +196,7 @@ class Consumer:
                         await parking.wait_again(tx, parked, _DOWN_SECONDS)
                     return
                 except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's fault
-                    fault = Fault.of(error, ATTEMPTS)
+                    fault = Fault.of(error, _attempts(error))
         async with self.db.transaction() as tx:
             if fault is not None and parked.rounds < len(self._retry_delays):
                 outcome = "parked"
@@ -203,10 +216,10 @@ class Consumer:
         event: Event = envelope.decode(on.event)
         for attempt in itertools.count(1):
             try:
-                await on.handle(Delivery(event, envelope, on.consumer(self.group), self.db, behind))
+                await self._run(on, Delivery(event, envelope, on.consumer(self.group), self.db, behind))
             except AlreadyHandled:
                 return "repeated"
-            except Behind:
+            except (Behind, HandlerTimeout):
                 raise
             except Exception as error:
                 if attempt == ATTEMPTS:
@@ -217,6 +230,16 @@ class Consumer:
                 return "done"
             await asyncio.sleep(delay(attempt))
         raise AssertionError("unreachable")
+
+    async def _run(self, on: On[Any], delivery: Delivery[Any]) -> None:
+        try:
+            async with asyncio.timeout(self._handler_seconds) as bound:
+                await on.handle(delivery)
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            metrics.child(TIMEOUTS, on.consumer(self.group), on.event.TYPE).inc()
+            raise HandlerTimeout(f"took longer than {self._handler_seconds:g} s") from error
 
     async def _park(self, on: On[Any], envelope: Envelope, fault: Fault | None = None) -> str:
         seconds = self._retry_delays[0] if fault else 0
@@ -242,6 +265,10 @@ class Consumer:
             metrics.child(DURATION, name, envelope.type).time(),
         ):
             yield
+
+
+def _attempts(error: Exception) -> int:
+    return 1 if isinstance(error, HandlerTimeout) else ATTEMPTS
 
 
 async def clean_up(db: Database) -> int:

@@ -18,6 +18,11 @@ DURATION = metrics.Histogram(
 )
 
 
+TIMEOUTS = metrics.Counter(
+    "tenfold_consumer_timeouts_total", "Handlers that were cancelled since they took too long", ("consumer", "type")
+)
+
+
 class AlreadyHandled(Exception):
     pass
 

@@ -1,5 +1,6 @@
 """What becomes of events that fail: rounds of waiting, the order of their key, dead letters and their redrive."""
 
+import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Sequence
@@ -9,13 +10,15 @@ import aiokafka
 import pytest
 
 from shared.bus import KafkaBus
-from shared.consumer import clean_up_failed
+from shared.consumer import Consumer, Delivery, On, clean_up_failed
 from shared.consumer.__main__ import run
+from shared.consumer.delivery import TIMEOUTS
 from shared.database import Transaction
 from shared.errors import Unavailable
 from shared.events import Envelope
 from shared.health import Health
 from shared.ids import new_id
+from shared.records import decode_headers
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.integration.shared import worlds
@@ -36,6 +39,43 @@ async def stack(world: World) -> AsyncIterator[AsyncExitStack]:
     """Closes what a test entered, before the world it stands on."""
     async with AsyncExitStack() as opened:
         yield opened
+
+
+async def test_a_handler_that_hangs_is_cancelled_and_its_event_has_another_round(
+    world: World, stack: AsyncExitStack
+) -> None:
+    calls: list[int] = []
+
+    async def handle(delivery: Delivery[ThingMade]) -> None:
+        calls.append(delivery.event.number)
+        if calls == [1]:
+            async with delivery.transaction():
+                await asyncio.Event().wait()
+        await world.note(delivery)
+
+    consumer = Consumer(world.group, [On(world.made, handle)], world.db, SOON, handler_seconds=0.5)
+    await stack.enter_async_context(world.bus.consuming(consumer, 1))
+    key = new_id()
+    await world.make(key, 1)
+    await world.make(key, 2)
+    await eventually(lambda: world.has_effects(2), within=30)
+    assert await world.effects() == [(key, 1), (key, 2)]
+    assert calls.count(1) == 2  # not four times close together
+    assert [
+        s.value for m in TIMEOUTS.collect() for s in m.samples if s.labels.get("consumer") == f"{world.group}.handle"
+    ]
+
+
+async def test_a_batch_that_hangs_is_taken_apart(world: World) -> None:
+    async def hang(_tx: Transaction, _events: Sequence[ThingMade]) -> None:
+        await asyncio.Event().wait()
+
+    consumer = Consumer(world.group, [On(world.made, world.note, batch=hang)], world.db, SOON, handler_seconds=0.5)
+    message = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things").to_message()
+    headers = tuple(decode_headers(message.headers))
+    record = aiokafka.ConsumerRecord(message.topic, 0, 0, 0, 0, b"", message.data, None, 0, len(message.data), headers)
+    assert await consumer.handle_batch([record]) == [0]
+    assert not await world.count("inbox")
 
 
 async def test_an_event_that_always_fails_is_buried_with_reason_stack_and_origin(

@@ -174,11 +174,16 @@ async def test_a_lock_is_waited_for_briefly_and_nothing_is_left(empty: Schema, f
 async def test_a_setting_does_not_outlive_its_transaction(empty: Schema, folder: Path) -> None:
     """Behind PgBouncer the connection serves others next: what a migration sets is gone with its transaction."""
     async with connected(empty.url) as connection:
-        ask = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+        ask = (
+            "SELECT current_setting('lock_timeout'), current_setting('statement_timeout'),"
+            " current_setting('transaction_timeout')"
+        )
         before = await connection.fetchrow(ask)
         for migration in migrate.find("things", folder):
             await migrate._apply(empty.url, connection, migration, migrate.find("things", folder))
         assert await connection.fetchrow(ask) == before
+        assert before is not None
+        assert before[2] == "45s"  # as the role has it
         assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
