@@ -1,10 +1,10 @@
 """The server that takes writes: found among the hosts of `DATABASE_URL`, and found again after a failover."""
 
 import asyncio
+import re
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
@@ -136,9 +136,12 @@ class Primary(Server):
 
 def hosts(url: str) -> list[str]:
     """`postgresql://user@a,b:5433/db` as one URL a host."""
-    parts = urlsplit(url)
-    login, at, places = parts.netloc.rpartition("@")
-    return [urlunsplit(parts._replace(netloc=login + at + place)) for place in places.split(",")]
+    # Not by `urlsplit`, which knows one host only.
+    found = re.fullmatch(r"([^/]*//(?:[^/?#]*@)?)([^/?#]*)(.*)", url)
+    if found is None:
+        raise ValueError("it is no URL of a database")
+    before, places, after = found.groups()
+    return [before + place + after for place in places.split(",")]
 
 
 def parse_lsn(text: str) -> int:

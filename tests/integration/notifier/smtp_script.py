@@ -31,6 +31,7 @@ class SmtpScript:
             yield self
         finally:
             server.close()
+            self.hang_up()
 
     def hang_up(self) -> None:
         """End every connection, as a restart does."""
@@ -46,14 +47,16 @@ class SmtpScript:
             writer.write(f"{self.replies.get(step, reply)}\r\n".encode())
             await writer.drain()
 
-        with suppress(ConnectionError):
-            await answer("greeting", "220 here")
-            while line := (await reader.readline()).decode().strip():
-                command = line.partition(" ")[0].upper()
-                self.commands.append(line)
-                await answer(command, {"DATA": "354 go on", "QUIT": "221 bye"}.get(command, "250 ok"))
-                if command == "DATA" and "DATA" not in self.replies:
-                    self.bodies.append((await reader.readuntil(b"\r\n.\r\n")).decode())
-                    await answer("body", "250 taken")
-        self._writers.discard(writer)
-        writer.close()
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await answer("greeting", "220 here")
+                while line := (await reader.readline()).decode().strip():
+                    command = line.partition(" ")[0].upper()
+                    self.commands.append(line)
+                    await answer(command, {"DATA": "354 go on", "QUIT": "221 bye"}.get(command, "250 ok"))
+                    if command == "DATA" and "DATA" not in self.replies:
+                        self.bodies.append((await reader.readuntil(b"\r\n.\r\n")).decode())
+                        await answer("body", "250 taken")
+        finally:
+            self._writers.discard(writer)
+            writer.close()
