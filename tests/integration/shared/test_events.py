@@ -217,14 +217,14 @@ async def test_what_the_relay_holds_at_a_time_is_bounded_in_bytes(
         return await publish(messages)
 
     monkeypatch.setattr(world.bus, "publish", counting)
-    monkeypatch.setattr(outbox, "_BATCH_BYTES", 300)
+    monkeypatch.setattr(outbox, "_BATCH_BYTES", 100)
     thing_id = new_id()
     async with world.db.transaction() as tx:
         await world.outbox.add(tx, *(world.made(thing_id=thing_id, number=number) for number in range(10)))
     await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
     await eventually(lambda: world.has_effects(10), within=30)
     assert await world.effects() == [(thing_id, number) for number in range(10)]
-    assert max(held) < 300 + 100  # one event is about 60 bytes
+    assert max(held) < 100 + 100  # one event is about 60 bytes
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)

@@ -76,6 +76,13 @@ def test_a_glance_refuses_what_the_envelope_does(lost: int) -> None:
         glance(record)
 
 
+def test_a_glance_refuses_another_version() -> None:
+    record = as_record(Envelope.wrap(Renamed(thing_id=new_id(), name="a"), "things"))
+    record.headers[3] = ("ce_specversion", b"2.0")
+    with pytest.raises(InvalidEnvelope):
+        glance(record)
+
+
 def test_a_view_takes_what_it_needs_and_ignores_the_rest() -> None:
     class NameOnly(Event, frozen=True, kw_only=True):
         TYPE: ClassVar = "thing.renamed.v1"
