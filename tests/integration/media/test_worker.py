@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
@@ -84,7 +83,7 @@ def _worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         "KAFKA_BOOTSTRAP": ",".join(settings.kafka_bootstrap),
         "KAFKA_IDEMPOTENCE": str(settings.kafka_idempotence).lower(),
         "KAFKA_SESSION_TIMEOUT_SECONDS": "6",
-        "KAFKA_INSTANCE_ID": urlsplit(settings.database_url).username or "",
+        "KAFKA_INSTANCE_ID": "media-worker",  # each takes the place of the one before it
         "OBJECT_STORE_URL": settings.object_store_url,
         "MEDIA_URL_SECRET": settings.url_secret,
         "JWKS_URL": settings.jwks_url,
