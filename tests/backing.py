@@ -20,6 +20,11 @@ SERVICES = Path(__file__).parent.parent / "services"
 PGBOUNCER = os.environ.get("DATABASE") == "pgbouncer"
 
 
+async def connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":
+    """A test's own connection. Behind PgBouncer each statement may meet another session, so none is prepared."""
+    return await asyncpg.connect(url, statement_cache_size=0)
+
+
 @dataclass(frozen=True)
 class Backing:
     """Where the servers are. `broker` is `apache` or `tansu`; `stack` is there unless they run in containers."""

@@ -36,6 +36,7 @@ def _api(settings: Settings, environ: dict[str, str], log: Path, port: int) -> I
             env={
                 "PATH": os.environ["PATH"],
                 "DATABASE_URL": settings.database_url,
+                "DATABASE_PGBOUNCER": str(settings.database_pgbouncer).lower(),
                 "BUS": "inline",
                 "OBJECT_STORE_URL": settings.object_store_url,
                 "MEDIA_URL_SECRET": settings.url_secret,

@@ -80,6 +80,7 @@ def _worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     environ = {
         "PATH": os.environ["PATH"],
         "DATABASE_URL": settings.database_url,
+        "DATABASE_PGBOUNCER": str(settings.database_pgbouncer).lower(),
         "KAFKA_BOOTSTRAP": ",".join(settings.kafka_bootstrap),
         "KAFKA_IDEMPOTENCE": str(settings.kafka_idempotence).lower(),
         "KAFKA_SESSION_TIMEOUT_SECONDS": "6",

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 
@@ -16,6 +15,7 @@ from services.notifier.consumed import UserDeleted
 from shared.auth import Role
 from shared.database import Database
 from shared.testing import eventually
+from tests.backing import connect
 from tests.integration.notifier.conftest import Make, Node, Person, Sink
 from tests.integration.notifier.smtp_script import SmtpScript
 
@@ -155,7 +155,7 @@ async def test_an_order_reaches_what_is_in_hand_already(make: Make, order: str) 
         campaign = await launch(node)
         await held.wait()
         if order == "unsubscribe":
-            connection = await asyncpg.connect(node.settings.database_url)
+            connection = await connect(node.settings.database_url)
             token = await connection.fetchval("SELECT unsubscribe_token FROM recipients WHERE user_id = $1", person.id)
             await connection.close()
             assert (await ask(node, "POST", f"/unsubscribe/{token}"))[0] == 200
@@ -260,7 +260,7 @@ async def test_only_administrators_send(node: Node) -> None:
 
 async def _send_now(node: Node, campaign: Any) -> None:
     """As if its time had come."""
-    connection = await asyncpg.connect(node.settings.database_url)
+    connection = await connect(node.settings.database_url)
     try:
         await connection.execute("UPDATE campaigns SET send_at = now() WHERE id = $1", campaign["id"])
     finally:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import msgspec
 import pytest
 from aiohttp import web
@@ -21,6 +20,7 @@ from aiohttp.test_utils import TestServer
 from devstack.ports import free_port
 from services.notifier.consumed import UserDeleted
 from shared.testing import eventually
+from tests.backing import connect
 from tests.integration.notifier.conftest import Make, Node, Person
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
@@ -349,7 +349,7 @@ async def test_an_unknown_category_is_named(node: Node, person: Person) -> None:
 
 async def _categories(node: Node, user_id: UUID) -> list[str]:
 
-    connection = await asyncpg.connect(node.settings.database_url)
+    connection = await connect(node.settings.database_url)
     try:
         rows = await connection.fetch("SELECT category FROM emails WHERE user_id = $1 ORDER BY category", user_id)
     finally:

@@ -14,7 +14,7 @@ from shared.health import Health
 from shared.ids import new_id
 from shared.settings import DataSettings
 from shared.testing import eventually
-from tests.backing import Backing
+from tests.backing import Backing, connect
 from tests.integration.shared import things
 
 
@@ -142,7 +142,7 @@ async def test_a_long_statement_is_cut_off(data_settings: DataSettings, health: 
 async def test_a_role_cannot_read_another_s_schema(backing: Backing, db: Database, data_settings: DataSettings) -> None:
     async with backing.schema("users") as other:
         theirs = other.url.split("//")[1].split(":")[0]
-        connection = await asyncpg.connect(data_settings.database_url)
+        connection = await connect(data_settings.database_url)
         try:
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.fetch(f"SELECT id FROM {theirs}.accounts")

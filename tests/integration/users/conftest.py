@@ -6,7 +6,7 @@ import pytest
 
 from services.users.settings import Settings
 from shared.settings import DataSettings
-from tests.backing import Backing
+from tests.backing import Backing, connect
 from tests.integration.users.people import Spy
 from tests.serving import Api, serving
 
@@ -37,6 +37,6 @@ async def api(settings: Settings, spy: Spy, backing: Backing) -> AsyncIterator[A
 
 @pytest.fixture
 async def sql(settings: Settings) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    connection = await asyncpg.connect(settings.database_url)
+    connection = await connect(settings.database_url)
     yield connection
     await connection.close()

@@ -34,6 +34,7 @@ async def command(settings: Settings, *arguments: str, stdin: str = "") -> "subp
     """`python -m services.users ...` as an operator runs it."""
     env = os.environ | {
         "DATABASE_URL": settings.database_url,
+        "DATABASE_PGBOUNCER": str(settings.database_pgbouncer).lower(),
         "USERS_SIGNING_KEY_SECRET": settings.signing_key_secret,
         "LINK_SECRET": settings.link_secret,
         "BUS": "inline",

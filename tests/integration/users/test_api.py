@@ -1,7 +1,6 @@
 import asyncio
 from typing import Any, NoReturn
 
-import asyncpg
 import msgspec
 import pytest
 
@@ -15,7 +14,7 @@ from shared.database import Database
 from shared.errors import Unauthenticated, Unavailable
 from shared.health import Health
 from shared.testing import eventually
-from tests.backing import Backing
+from tests.backing import Backing, connect
 from tests.integration.users.people import ANN, log_in, register, token
 from tests.serving import Api, serving
 
@@ -249,7 +248,7 @@ async def test_another_secret_is_told_at_start(settings: Settings, backing: Back
 
 async def test_the_private_key_is_not_readable_in_the_database(settings: Settings, backing: Backing) -> None:
     async with serving(SERVICE, settings):
-        connection = await asyncpg.connect(settings.database_url)
+        connection = await connect(settings.database_url)
         try:
             stored = await connection.fetchval("SELECT private_key FROM signing_keys")
         finally:

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
-import asyncpg
 import msgspec
 import pytest
 
 from devstack.ports import free_port
 from shared.testing import eventually
-from tests.backing import SERVICES, Schema
+from tests.backing import PGBOUNCER, SERVICES, Schema, connect
 
 BODY = {"email": "ann@example.org", "password": "correct horse battery", "display_name": "Ann"}
 
@@ -23,7 +22,8 @@ BODY = {"email": "ann@example.org", "password": "correct horse battery", "displa
 async def running(schema: Schema, port: int) -> AsyncIterator[int]:
     """The process id of the API once it answers; it is killed at the end at the latest."""
     environment = {
-        "PATH": os.defpath, "DATABASE_URL": schema.url, "BUS": "inline", "SIGNING_KEY_SECRET": "s" * 32,
+        "PATH": os.defpath, "DATABASE_URL": schema.url, "DATABASE_PGBOUNCER": str(PGBOUNCER).lower(),
+        "BUS": "inline", "SIGNING_KEY_SECRET": "s" * 32,
         "LINK_SECRET": "l" * 32,
         "PORT": str(port), "ADMIN_PORT": "0", "DRAIN_SECONDS": "0", "ARGON2_MEMORY_KIB": "8192", "ARGON2_TIME": "1",
     }  # fmt: skip
@@ -67,7 +67,7 @@ async def unread(port: int, key: str) -> AsyncIterator[None]:
 async def test_killed_before_the_answer_arrived_the_request_is_sent_again(schema: Schema, polls: int | None) -> None:
     """Whenever it is killed: afterwards the same request makes the account or answers with the one that was made."""
     port = free_port()
-    connection = await asyncpg.connect(schema.url)
+    connection = await connect(schema.url)
     try:
         async with running(schema, port) as pid, unread(port, "k"):
 
