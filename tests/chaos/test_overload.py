@@ -160,7 +160,8 @@ async def test_five_times_the_load_keeps_nine_tenths_of_the_goodput() -> None:
         print("", *await upstream_metrics(gateway, http), sep="\n")
         load = Load(gateway)
         async with watching(gateway, http) as readiness:
-            good = await load.run(CAPACITY * 5, 12, settle=4)
+            # The limit is found from its cap of 1,000 in five or six seconds, in which half of the goodput is lost.
+            good = await load.run(CAPACITY * 5, 18, settle=8)
         print(
             f"\npeak {peak:.0f}/s of {CAPACITY:.0f}/s possible; at 5 times the load {good:.0f}/s, "
             f"{good / peak:.0%} of the peak; answers {load.statuses} (0: nobody waited any more); readiness "
