@@ -22,6 +22,7 @@ from services.gateway import answers
 from services.gateway.answers import Common
 from services.gateway.headers import climbs
 from services.gateway.upstreams import Rule, rule_for, rules_under
+from shared.alarm import Alarm
 from shared.auth import Principal
 from shared.errors import Malformed
 from shared.ids import new_text
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 log = get_logger()
 
 _LINGER_SECONDS = 10.0
-_NEVER = float("inf")
 
 
 class Found(NamedTuple):
@@ -70,59 +70,6 @@ class Door:
     def connection(self) -> Callable[..., "Connection"]:
         """What makes the connections of a server with this door."""
         return partial(Connection, self)
-
-
-class Alarm:
-    """Cancels a task when its time is up. To put it off costs no timer: the one that runs looks, when it fires, how
-    long there is still to wait."""
-
-    __slots__ = ("_at", "_fires_at", "_loop", "_rang", "_task", "_timer")
-
-    def __init__(self, task: "asyncio.Task[Any]", loop: asyncio.AbstractEventLoop) -> None:
-        self._task = task
-        self._loop = loop
-        self._at = _NEVER
-        self._fires_at = _NEVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._rang = False
-
-    def set(self, seconds: float) -> None:
-        self._at = at = self._loop.time() + seconds
-        if at < self._fires_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._start(at)
-
-    def off(self) -> None:
-        self._at = _NEVER
-
-    @property
-    def ringing(self) -> bool:
-        """Whether a cancellation that is under way is the alarm's."""
-        return self._rang
-
-    def rang(self) -> bool:
-        """Whether a cancellation that was just caught is the alarm's, and only that; it then is undone."""
-        rang, self._rang = self._rang, False
-        return rang and self._task.uncancel() == 0
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _start(self, at: float) -> None:
-        self._fires_at = at
-        self._timer = self._loop.call_at(at, self._fire)
-
-    def _fire(self) -> None:
-        self._timer, self._fires_at = None, _NEVER
-        if self._at == _NEVER:
-            return
-        if self._loop.time() < self._at:
-            self._start(self._at)
-            return
-        self._at, self._rang = _NEVER, True
-        self._task.cancel()
 
 
 class Connection(Listened):
@@ -192,7 +139,7 @@ class Connection(Listened):
         task = asyncio.current_task()
         assert manager is not None
         assert task is not None
-        self.alarm = Alarm(task, self._loop)
+        self.alarm = Alarm(self._loop, task)
         try:
             while not self._force_close:
                 if not self._messages:
