@@ -166,7 +166,8 @@ class _Connection(asyncio.Protocol):
             async for data in body:
                 if not data:
                     continue
-                self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,))
+                # Not `writelines`: on the loop of some Pythons 3.12 and 3.13 it pauses nobody (CVE-2024-12254).
+                self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
                 if self._writable is not None:
                     await self._writable
                 if self.closing:

@@ -22,8 +22,6 @@ from shared.testing import eventually
 from tests.integration.gateway.conftest import Keys, World
 
 MIB = 1024 * 1024
-# What the kernel's buffers of two connections may take: recent ones let a receiver's grow to 32 MiB each.
-IN_SOCKETS = 96 * MIB
 
 
 async def echo(request: web.Request) -> web.Response:
@@ -256,10 +254,10 @@ async def test_a_slow_service_slows_the_upload(world: World, keys: Keys) -> None
             received += len(chunk)
         return web.Response()
 
-    size = 192 * MIB
-    door = await world.in_front_of(slow, upload_max_bytes=size)
+    door = await world.in_front_of(slow)
     parts = urlsplit(door)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    size = 48 * MIB
     head = f"POST /api/v1/media HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {size}\r\n"
     writer.write((head + f"Authorization: {keys.bearer()['Authorization']}\r\n\r\n").encode())
     sent, block = 0, bytes(256 * 1024)
@@ -271,7 +269,8 @@ async def test_a_slow_service_slows_the_upload(world: World, keys: Keys) -> None
                 await writer.drain()
     except TimeoutError:
         pass
-    assert sent < IN_SOCKETS
+    # Sockets' own buffers take some megabytes; the rest stays with the caller.
+    assert sent < 24 * MIB
     reading.set()
     while sent < size:
         writer.write(block)
@@ -311,7 +310,7 @@ async def test_a_slow_caller_slows_the_service(world: World, keys: Keys) -> None
         return sent > 0 and before == sent
 
     await eventually(stands_still, every=0.3)
-    assert sent < IN_SOCKETS
+    assert sent < 32 * MIB
     # The caller goes away, and so does the request to the service.
     connection.close()
     await asyncio.wait_for(ended.wait(), 10)
