@@ -1,7 +1,10 @@
 """A time-out that is set again and again at almost no cost."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _NEVER = float("inf")
 
@@ -11,17 +14,8 @@ class Alarm:
     it fires, how long there is still to wait. `asyncio.timeout` makes one each time, which costs more than a short
     query (docs/adr/0033).
 
-    Whoever set it asks `rang` when it catches a `CancelledError`:
-
-        alarm.set(seconds)
-        try:
-            return await work()
-        except asyncio.CancelledError:
-            if not alarm.rang():
-                raise
-            raise TimeoutError from None
-        finally:
-            alarm.off()
+    `within` bounds one piece of work. Who needs more than that sets it, turns it off, and asks `rang` when it catches a
+    `CancelledError`.
     """
 
     __slots__ = ("_at", "_cancelling", "_fires_at", "_loop", "_rang", "_timer", "task")
@@ -34,6 +28,19 @@ class Alarm:
         self._timer: asyncio.TimerHandle | None = None
         self._rang = False
         self._cancelling = 0
+
+    async def within(self, seconds: float, work: Awaitable[T]) -> T:
+        """What `work` answers, in the task of who asks; raises `TimeoutError` when it takes longer."""
+        self.task = asyncio.current_task()
+        self.set(seconds)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self.rang():
+                raise
+            raise TimeoutError(f"it took longer than {seconds:g} s") from None
+        finally:
+            self.off()
 
     def set(self, seconds: float) -> None:
         """From now on, `seconds` are left."""

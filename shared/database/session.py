@@ -30,15 +30,5 @@ class Session:
         self.execute = partial(self._run, connection.execute)
         self.executemany = partial(self._run, connection.executemany)
 
-    async def _run(self, statement: Callable[..., Awaitable[T]], *args: object) -> T:
-        alarm = self._alarm
-        alarm.task = asyncio.current_task()
-        alarm.set(self._seconds)
-        try:
-            return await statement(*args)
-        except asyncio.CancelledError:
-            if not alarm.rang():
-                raise
-            raise TimeoutError("the statement took too long") from None
-        finally:
-            alarm.off()
+    def _run(self, statement: Callable[..., Awaitable[T]], *args: object) -> Awaitable[T]:
+        return self._alarm.within(self._seconds, statement(*args))

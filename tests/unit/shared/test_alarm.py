@@ -1,24 +1,10 @@
 """A time-out that is set again and again."""
 
 import asyncio
-from collections.abc import Awaitable
 
 import pytest
 
 from shared.alarm import Alarm
-
-
-async def bounded(alarm: Alarm, work: Awaitable[object], seconds: float = 0.01) -> object:
-    alarm.task = asyncio.current_task()
-    alarm.set(seconds)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not alarm.rang():
-            raise
-        raise TimeoutError from None
-    finally:
-        alarm.off()
 
 
 def cancelling() -> int:
@@ -39,19 +25,19 @@ async def alarm() -> Alarm:
 async def test_what_takes_too_long_is_cancelled_and_the_task_lives_on(alarm: Alarm) -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
-            await bounded(alarm, never())
+            await alarm.within(0.01, never())
         assert cancelling() == 0
 
 
 async def test_what_ends_in_time_is_left_alone_and_the_next_has_its_own_time(alarm: Alarm) -> None:
-    assert await bounded(alarm, asyncio.sleep(0, "first"), seconds=30) == "first"
+    assert await alarm.within(30, asyncio.sleep(0, "first")) == "first"
     with pytest.raises(TimeoutError):  # though a timer for later runs
-        await bounded(alarm, never())
-    assert await bounded(alarm, asyncio.sleep(0, "third"), seconds=30) == "third"
+        await alarm.within(0.01, never())
+    assert await alarm.within(30, asyncio.sleep(0, "third")) == "third"
 
 
 async def test_a_cancellation_by_another_stays_one(alarm: Alarm) -> None:
-    task = asyncio.create_task(bounded(alarm, never(), seconds=30))
+    task = asyncio.create_task(alarm.within(30, never()))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -68,7 +54,7 @@ async def test_of_two_cancellations_only_its_own_is_undone(alarm: Alarm) -> None
             task.cancel()
             raise
 
-    task = asyncio.create_task(bounded(alarm, cancelled_as_well()))
+    task = asyncio.create_task(alarm.within(0.01, cancelled_as_well()))
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -76,7 +62,7 @@ async def test_of_two_cancellations_only_its_own_is_undone(alarm: Alarm) -> None
 async def test_an_outer_timeout_is_told_from_it(alarm: Alarm) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await bounded(alarm, never(), seconds=30)
+            await alarm.within(30, never())
     assert cancelling() == 0
 
 
@@ -88,5 +74,5 @@ async def test_another_error_at_that_moment_leaves_no_cancellation_behind(alarm:
             raise ConnectionError("lost") from None
 
     with pytest.raises(ConnectionError):
-        await bounded(alarm, lost())
+        await alarm.within(0.01, lost())
     assert cancelling() == 0
