@@ -17,7 +17,7 @@ from shared.health import Health
 from shared.ids import new_id
 from shared.settings import DataSettings
 from shared.testing import eventually
-from tests.backing import Backing
+from tests.backing import Backing, connect
 from tests.integration.shared import things
 
 
@@ -32,6 +32,31 @@ async def db(backing: Backing, data_settings: DataSettings, health: Health) -> A
 
 async def usable(db: Database, number: int) -> bool:
     return sum(replica.usable for replica in db._replicas) == number
+
+
+@asynccontextmanager
+async def cut_off(url: str, replica: str) -> AsyncIterator[None]:
+    """The primary sends `replica` nothing: without its slot it is turned away."""
+    primary = await connect(url)
+
+    async def dropped() -> bool:
+        await primary.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = $1", replica
+        )
+        try:
+            await primary.execute("SELECT pg_drop_replication_slot($1)", replica)
+        except asyncpg.ObjectInUseError:  # it was back before that
+            return False
+        return True
+
+    try:
+        await eventually(dropped, every=0.01)
+        try:
+            yield
+        finally:
+            await primary.execute("SELECT pg_create_physical_replication_slot($1, true)", replica)
+    finally:
+        await primary.close()
 
 
 @asynccontextmanager
@@ -118,21 +143,13 @@ async def test_a_replica_that_lost_its_primary_counts_as_lagging(
 ) -> None:
     """It has replayed all it received, so it thinks itself up to date."""
     settings = msgspec.structs.replace(data_settings, database_replica_max_lag_seconds=0.5)
-    primary = await asyncpg.connect(backing.postgres)
-    sender = "FROM pg_stat_replication WHERE application_name = 'replica_0'"
-    try:
-        async with Database.opened("things", settings, Health()) as reader:
-            await eventually(lambda: usable(reader, 2))
-
-            async def cut_off() -> bool:
-                await primary.execute(f"SELECT pg_terminate_backend(pid) {sender}")
-                await write(db)
-                return not reader._replicas[0].usable
-
-            await eventually(cut_off, every=0.01)
-            await eventually(lambda: usable(reader, 2))
-    finally:
-        await primary.close()
+    async with Database.opened("things", settings, Health()) as reader:
+        await eventually(lambda: usable(reader, 2))
+        async with cut_off(backing.postgres, "replica_0"):
+            await write(db)
+            await eventually(lambda: usable(reader, 1))
+            assert not reader._replicas[0].usable
+        await eventually(lambda: usable(reader, 2))
 
 
 async def test_reads_are_spread_and_avoid_the_busy_replica(db: Database) -> None:
