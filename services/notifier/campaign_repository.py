@@ -94,11 +94,13 @@ async def list_audience(connection: Connection, campaign: Campaign, after: UUID 
 async def queue_emails(
     connection: Connection, campaign_id: UUID, category: str, emails: Sequence[tuple[UUID, UUID]], domain: str
 ) -> None:
-    """`emails`: their ids and recipients. A recipient who has an email of this campaign gets no other."""
+    """`emails`: their ids and recipients. A recipient who has an email of this campaign gets no other, nor does one who
+    was deleted after having been listed."""
     await connection.execute(
         "INSERT INTO emails (id, event_id, user_id, category, context, message_id, campaign_id)"
         " SELECT id, id, user_id, $3, '{}', '<' || id || '@' || $4 || '>', $5"
-        " FROM unnest($1::uuid[], $2::uuid[]) AS made (id, user_id) ON CONFLICT DO NOTHING",
+        " FROM unnest($1::uuid[], $2::uuid[]) AS made (id, user_id) JOIN recipients USING (user_id)"
+        " FOR KEY SHARE OF recipients ON CONFLICT DO NOTHING",
         [email_id for email_id, _ in emails],
         [user_id for _, user_id in emails],
         category,

@@ -6,14 +6,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
 
-from services.notifier.campaign_repository import finish_campaigns
+from services.notifier.campaign_repository import finish_campaigns, queue_emails
 from services.notifier.consumed import UserDeleted
 from shared.auth import Role
 from shared.database import Database
+from shared.ids import new_id
 from shared.testing import eventually
 from tests.backing import connect
 from tests.integration.notifier.conftest import Make, Node, Person, Sink
@@ -61,6 +63,10 @@ def reached(node: Node, campaign: Any, state: str) -> Callable[[], Awaitable[Any
         return now if now["state"] == state else None
 
     return look
+
+
+async def totals(node: Node, campaign: Any, total: int) -> bool:
+    return bool((await ask(node, "GET", f"/campaigns/{campaign['id']}"))[1]["total"] == total)
 
 
 async def mails(sink: Sink, people: Sequence[Person]) -> list[int]:
@@ -199,12 +205,32 @@ async def test_what_is_over_keeps_its_counts(node: Node, db: Database) -> None:
     people = await crowd(node, 3)
     campaign = await launch(node)
     done = await eventually(reached(node, campaign, "done"), within=30)
-    paused = await launch(node, send_at="2100-01-01T00:00:00Z")
+    waiting = await launch(node, send_at="2100-01-01T00:00:00Z")
+    await eventually(lambda: totals(node, waiting, 3))
     async with db.transaction() as tx:
         assert await finish_campaigns(tx, 10) == 1
     await node.give(UserDeleted(user_id=people[0].id))
     assert (await ask(node, "GET", f"/campaigns/{campaign['id']}"))[1] == done
-    assert (await ask(node, "GET", f"/campaigns/{paused['id']}"))[1]["total"] == 2
+    assert await totals(node, waiting, 2)
+
+
+async def test_who_is_deleted_while_being_queued_gets_no_email(node: Node, db: Database) -> None:
+    gone, stays = await crowd(node, 2)
+    campaign = await launch(node, send_at="2100-01-01T00:00:00Z", audience={"user_ids": [str(gone.id)]})
+    await eventually(lambda: totals(node, campaign, 1))
+    emails = [(new_id(), person.id) for person in (gone, stays)]
+
+    async def queue() -> None:
+        async with db.transaction() as tx:
+            await tx.execute("DELETE FROM emails WHERE campaign_id = $1", UUID(campaign["id"]))
+            await queue_emails(tx, UUID(campaign["id"]), "campaign", emails, "example.org")
+
+    async with db.transaction() as tx:
+        await tx.execute("DELETE FROM recipients WHERE user_id = $1", gone.id)
+        queueing = asyncio.create_task(queue())
+        await eventually(lambda: tx.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+    await queueing
+    assert await totals(node, campaign, 1)
 
 
 async def test_two_nodes_and_repeated_events_send_one_each(make: Make, node: Node, sink: Sink) -> None:
