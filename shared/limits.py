@@ -4,14 +4,16 @@ One Lua step in Redis, on its clock. Without Redis the limit is kept in this pro
 Source: https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm (virtual scheduling).
 """
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from shared.redis import Redis, RedisAway
+from shared.redis import Redis
 
 _LOCAL_KEYS = 50_000
 
@@ -61,19 +63,19 @@ class RateLimiter:
 
     async def hit(self, key: str, limit: Limit) -> Decision:
         """Count one request of `key` if it is allowed."""
-        if self._redis is not None:
-            arguments = (1, f"limit:{key}", limit.interval, limit.seconds)
-            try:
-                try:
-                    answer = await self._redis.call("EVALSHA", _GCRA_HASH, *arguments)
-                except RedisAway as error:
-                    if not str(error).startswith("NOSCRIPT"):
-                        raise
-                    answer = await self._redis.call("EVAL", _GCRA, *arguments)
-                allowed, wait, used = cast("tuple[int, int, int]", answer)
-                return _decision(bool(allowed), wait / 1e6, used / 1e6, limit)
-            except RedisAway:
-                pass
+        decided: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self.ask(key, limit, lambda decision: None if decided.done() else decided.set_result(decision))
+        return await decided
+
+    def ask(self, key: str, limit: Limit, tell: Callable[[Decision], None]) -> None:
+        """The same without a task: `tell` is called, now or when Redis has answered. It must not raise."""
+        if self._redis is None:
+            tell(self._hit_local(key, limit))
+        else:
+            _Question(self, self._redis, key, limit, tell).ask()
+
+    def hit_alone(self, key: str, limit: Limit) -> Decision:
+        """What is decided while Redis is away."""
         return self._hit_local(key, limit if self._instances == 1 else self._share(limit))
 
     def _share(self, limit: Limit) -> Limit:
@@ -90,6 +92,37 @@ class RateLimiter:
         if len(self._local) > _LOCAL_KEYS:
             self._local.popitem(last=False)
         return _decision(True, 0, arrival + limit.interval - now, limit)
+
+
+class _Question:
+    """One request's, and where the answer of Redis goes."""
+
+    __slots__ = ("_key", "_limit", "_limiter", "_redis", "_tell")
+
+    def __init__(
+        self, limiter: RateLimiter, redis: Redis, key: str, limit: Limit, tell: Callable[[Decision], None]
+    ) -> None:
+        self._limiter = limiter
+        self._redis = redis
+        self._key = key
+        self._limit = limit
+        self._tell = tell
+
+    def ask(self, how: str = "EVALSHA", script: str = _GCRA_HASH) -> None:
+        self._redis.ask(self, how, script, 1, f"limit:{self._key}", self._limit.interval, self._limit.seconds)
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, answer: tuple[int, int, int]) -> None:
+        allowed, wait, used = answer
+        self._tell(_decision(bool(allowed), wait / 1e6, used / 1e6, self._limit))
+
+    def set_exception(self, error: Exception) -> None:
+        if str(error).startswith("NOSCRIPT"):
+            self.ask("EVAL", _GCRA)
+        else:
+            self._tell(self._limiter.hit_alone(self._key, self._limit))
 
 
 def _decision(allowed: bool, wait: float, used: float, limit: Limit) -> Decision:

@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
@@ -38,8 +38,20 @@ class RedisAway(Exception):
     """Redis did not answer in time, or refused, or has just not answered and is not asked."""
 
 
+class Asker(Protocol):
+    """Where an answer goes: a future, or what needs no task to go on. Neither method may raise."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def set_result(self, answer: Any, /) -> None: ...
+
+    def set_exception(self, error: RedisAway, /) -> None: ...
+
+
 # When it was asked, the command's bytes, and where its answer goes.
-_Call: TypeAlias = tuple[float, bytes, "asyncio.Future[Any]"]
+_Call: TypeAlias = tuple[float, bytes, Asker]
 
 
 class _Link(asyncio.Protocol):
@@ -64,15 +76,15 @@ class _Link(asyncio.Protocol):
         while (answer := take()) is not _INCOMPLETE:
             if isinstance(answer, hiredis.PushNotification):
                 continue
-            future = self.waiting.popleft()[2]
+            asker = self.waiting.popleft()[2]
             # A caller that went away leaves only its own answer behind.
-            if future.done():
+            if asker.done():
                 continue
             if isinstance(answer, hiredis.ReplyError):
                 FAILURES.inc()
-                future.set_exception(RedisAway(str(answer)))
+                asker.set_exception(RedisAway(str(answer)))
             else:
-                future.set_result(answer)
+                asker.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost(self, repr(error) if error else "the connection was closed")
@@ -116,15 +128,19 @@ class Redis:
 
         A caller that is cancelled leaves the others' answers where they belong.
         """
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self.ask(answer, *command)
+        return await answer
+
+    def ask(self, asker: Asker, *command: Argument) -> None:
+        """The same for who does not wait in a task: `asker` is told the answer or the failure, within the same time."""
         if self._away:
             FAILURES.inc()
-            raise RedisAway("not asked")
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        call = (self._loop.time(), _packed(command), answer)
+            asker.set_exception(RedisAway("not asked"))
+            return
         if not self._unsent:
             self._loop.call_soon(self._send)
-        self._unsent.append(call)
-        return await answer
+        self._unsent.append((self._loop.time(), _packed(command), asker))
 
     def _send(self) -> None:
         if not self._unsent:

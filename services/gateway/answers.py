@@ -19,15 +19,14 @@ class Common:
     """What every answer says, by the configuration: `lines` of one to a caller."""
 
     def __init__(self, cors: Cors) -> None:
-        self._cors = cors
-        self._cors_lines = {origin: lines(cors.headers(origin)) for origin in (None, *cors.origins)}
+        self._of_others = lines(cors.headers(None))
+        self._cors_lines = {origin: lines(cors.headers(origin)) for origin in cors.origins}
 
     def lines(self, seen: int, request_id: str, scheme: str, origin: str | None) -> bytes:
-        own = b"X-Request-Id: %b\r\nX-Content-Type-Options: nosniff\r\n" % request_id.encode()
-        if not self._cors:
-            return own + security.lines(seen, scheme)
-        of_origin = self._cors_lines.get(origin, self._cors_lines[None])
-        return own + security.lines(seen, scheme) + of_origin
+        of_origin = self._cors_lines.get(origin or "", self._of_others)
+        return b"X-Request-Id: %b\r\nX-Content-Type-Options: nosniff\r\n%b%b" % (
+            request_id.encode(), security.lines(seen, scheme), of_origin,
+        )  # fmt: skip
 
 
 def lines(headers: Mapping[str, str]) -> bytes:

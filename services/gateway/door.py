@@ -2,7 +2,11 @@
 
 aiohttp reads what the public sends: its strict parser, flow control, keep-alive and shutdown are the ones of every
 service. Only the loop over a connection's requests is ours, for it is most of what aiohttp costs: what is passed on
-goes to its `Proxy` right there, without a task, request or response object; everything else is the application's.
+goes to its `Proxy` right there, without request or response object; everything else is the application's.
+
+A request without a body that meets an idle connection does not even wake the connection's task: it is begun where it
+arrives, and answered where its answer arrives (docs/adr/0039). The task sleeps on meanwhile, on a waiter that is put
+aside (`_parked`), and takes over (`hand_over`) when something has to be waited for.
 """
 
 import asyncio
@@ -14,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage, StreamWriter
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 from yarl import URL
 
-from services.gateway import answers
+from services.gateway import answers, headers
 from services.gateway.answers import Common
-from services.gateway.headers import climbs
+from services.gateway.headers import Head, climbs
 from services.gateway.upstreams import Rule, rule_for, rules_under
 from shared.alarm import Alarm
 from shared.auth import Principal
@@ -31,11 +35,12 @@ from shared.listener import Listener
 from shared.logs import get_logger
 
 if TYPE_CHECKING:
-    from services.gateway.proxy import Proxy
+    from services.gateway.proxy import Proxy, Request
 
 log = get_logger()
 
 _LINGER_SECONDS = 10.0
+_REMEMBERED_BYTES = 2048  # of a head; most have less, and there are many connections
 
 
 class Found(NamedTuple):
@@ -75,7 +80,7 @@ class Door:
 class Connection(Listened):
     """A caller's connection."""
 
-    __slots__ = ("_door", "_passing", "_proven", "address", "alarm", "scheme")
+    __slots__ = ("_door", "_head", "_keep", "_parked", "_passing", "_proven", "_request", "address", "alarm", "scheme")
 
     address: str
     scheme: str
@@ -86,6 +91,20 @@ class Connection(Listened):
         self._door = door
         self._passing: StreamReader | None = None
         self._proven: tuple[str, Principal] | None = None
+        self._head: Head | None = None
+        self._request: Request | None = None  # that was begun without the task
+        self._parked: asyncio.Future[None] | None = None  # for which the task waits meanwhile
+        self._keep = True
+
+    def head(self, message: RawRequestMessage, trusted_proxies: int, seconds: float) -> Head:
+        """What its headers say; `seconds` is the longest that it may take."""
+        head = self._head
+        if head is None or head.raw != message.raw_headers:
+            head = headers.read(
+                message.headers, message.raw_headers, self.address, self.scheme, trusted_proxies, seconds
+            )
+            self._head = head if len(head.lines) <= _REMEMBERED_BYTES else None
+        return head
 
     def principal(self, authorization: str | None) -> Principal | None:
         """Who this connection has been found to be by the same header before: most say the same again and again."""
@@ -133,6 +152,56 @@ class Connection(Listened):
         if self._handler_waiter is not None:
             self._handler_waiter.set_result(None)
 
+    def data_received(self, data: bytes) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            super().data_received(data)  # until what is under way is answered, it only queues
+            return
+        self._waiter = None  # the task is woken only for what needs one
+        super().data_received(data)
+        self._waiter, self._partial = waiter, not self._messages
+        if self._messages and not waiter.done() and not self._began(waiter):
+            waiter.set_result(None)
+
+    def _began(self, waiter: "asyncio.Future[None]") -> bool:
+        """Whether what has arrived is being passed on."""
+        message, payload = self._messages[0]
+        if payload is not EMPTY_PAYLOAD or isinstance(message, _ErrInfo):
+            return False
+        target = _target(message)
+        found = self._door.find(message.method, target.partition("?")[0])
+        if found is None:
+            return False
+        self._parked, self._waiter = waiter, None
+        self._messages.popleft()
+        self._make_room()
+        if self._manager is not None:
+            self._manager.requests_count += 1
+        self.begins(payload)
+        self._request = request = found.proxy.request(self, message, target, found)
+        found.proxy.begin(request)
+        return True
+
+    def passed(self, *, keep: bool) -> None:
+        """What was begun without the task is answered."""
+        waiter, self._waiter, self._parked, self._request = self._parked, self._parked, None, None
+        if not keep or self._messages or self._close or self._force_close:
+            self._keep = keep and not self._close and not self._force_close
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        else:
+            self._stay()
+
+    @property
+    def woken(self) -> bool:
+        """Whether the task has it now, or is about to."""
+        return self._parked is None or self._parked.done()
+
+    def hand_over(self) -> None:
+        """The task is to go on with it."""
+        if self._parked is not None and not self._parked.done():
+            self._parked.set_result(None)
+
     async def start(self) -> None:
         """One request after the other, until either side ends it."""
         manager = self._manager
@@ -143,23 +212,25 @@ class Connection(Listened):
         try:
             while not self._force_close:
                 if not self._messages:
-                    self._waiter = self._loop.create_future()
-                    try:
-                        await self._waiter
-                    finally:
-                        self._waiter = None
-                message, payload = self._messages.popleft()
-                self._make_room()
-                manager.requests_count += 1
-                if isinstance(message, _ErrInfo):
-                    self._refuse(message)
+                    await self._idle()
+                if self._request is not None:
+                    request, self._request, self._parked = self._request, None, None
+                    keep, payload = await request.proxy.rest(request), EMPTY_PAYLOAD
+                elif not self._keep:
                     break
-                target = _target(message)
-                found = self._door.find(message.method, target.partition("?")[0])
-                if found is None:
-                    keep = await self._by_application(message, payload)
                 else:
-                    keep = await found.proxy.answer(self, message, payload, target, found)
+                    message, payload = self._messages.popleft()
+                    self._make_room()
+                    manager.requests_count += 1
+                    if isinstance(message, _ErrInfo):
+                        self._refuse(message)
+                        break
+                    target = _target(message)
+                    found = self._door.find(message.method, target.partition("?")[0])
+                    if found is None:
+                        keep = await self._by_application(message, payload)
+                    else:
+                        keep = await found.proxy.answer(self, message, payload, target, found)
                 if not payload.is_eof() and not await self._lingered(payload):
                     break
                 if not keep or self._close or self._force_close:
@@ -179,6 +250,18 @@ class Connection(Listened):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
+
+    async def _idle(self) -> None:
+        """Until there is something for the task to do."""
+        waiter = self._waiter = self._loop.create_future()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if self._request is None:
+                raise
+            self._request.cancelled = True
+        finally:
+            self._waiter = None
 
     def _make_room(self) -> None:
         """One fewer is waiting: the parser may go on with what is behind it."""

@@ -6,7 +6,7 @@ line break, for aiohttp's parser lets none in, nor httptools' the services'.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -14,7 +14,9 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from services.gateway.errors import AmbiguousRequest
-from shared import consistency
+from shared import consistency, http_client, tracing
+from shared.errors import Malformed, TenfoldError
+from shared.middleware import REQUEST_ID, time_allowed
 
 V = TypeVar("V")
 
@@ -137,8 +139,52 @@ class Client(NamedTuple):
     host: str
 
 
-@lru_cache(maxsize=1024)
-def lines_of(client: Client) -> list[bytes]:
+class Head(NamedTuple):
+    """What the headers of a request say. Callers mostly say the same again, so a connection remembers its last one."""
+
+    raw: RawHeaders
+    client: Client
+    above: str  # the caller's `traceparent`, if it is one
+    request_id: str | None
+    origin: str | None
+    authorization: str | None
+    expects: bool
+    seconds: float  # that the request may take
+    lines: bytes  # for services: what passes, and who asks from where
+    fault: Callable[[], TenfoldError] | None  # for which it is refused
+
+
+def read(headers: Headers, raw: RawHeaders, peer: str, scheme: str, trusted_proxies: int, seconds: float) -> Head:
+    """`seconds` is the longest that a request may take."""
+    client = client_of(peer, scheme, headers, trusted_proxies)
+    lines: list[bytes] = []
+    fault: Callable[[], TenfoldError] | None = None
+    expects = hdrs.EXPECT in headers
+    try:
+        check_head(headers)
+        if expects and headers[hdrs.EXPECT].lower() != "100-continue":
+            raise Malformed("only 100-continue can be expected")
+        seconds = time_allowed(headers.get(http_client.DEADLINE_HEADER), seconds)
+        lines = to_service(raw, connection=hdrs.CONNECTION in headers) + _lines_of(client)
+        if hdrs.COOKIE in headers:
+            lines += consistency_lines(headers)
+    except TenfoldError as error:
+        fault = partial(type(error), error.detail)
+    return Head(
+        raw, client, tracing.extract(headers), headers.get(REQUEST_ID), headers.get(hdrs.ORIGIN),
+        headers.get(hdrs.AUTHORIZATION), expects, seconds, block(lines), fault,
+    )  # fmt: skip
+
+
+def block(lines: Sequence[bytes]) -> bytes:
+    """`lines` with their ends. Raises `ValueError` when one would be two."""
+    joined = b"".join([line + b"\r\n" for line in lines])
+    if joined.count(b"\n") != len(lines) or joined.count(b"\r") != len(lines):
+        raise ValueError("a line break in a header")
+    return joined
+
+
+def _lines_of(client: Client) -> list[bytes]:
     """What a service is told of it."""
     return [
         f"X-Forwarded-For: {client.address}".encode("utf-8", "surrogateescape"),

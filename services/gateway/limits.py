@@ -6,7 +6,7 @@ Headers as in draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy: "defau
 
 import ipaddress
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -38,6 +38,13 @@ class Standing(NamedTuple):
     of: _Class
     decision: Decision
 
+    def check(self) -> None:
+        """Raises `RateLimited` when the request is one too many."""
+        if not self.decision.allowed:
+            refusal = RateLimited(math.ceil(self.decision.retry_after))
+            refusal.headers.update(self.headers())
+            raise refusal
+
     def headers(self) -> dict[str, str]:
         left = f'"{self.of.name}";r={self.decision.remaining};t={math.ceil(self.decision.reset)}'
         return {"RateLimit-Policy": self.of.policy, "RateLimit": left}
@@ -54,18 +61,23 @@ class Limits:
 
     async def hit(self, route_class: RouteClass, principal: Principal | None, address: str) -> Standing:
         """Count a request. Raises `RateLimited` (with the headers of `Standing`)."""
+        of, key = self._key(route_class, principal, address)
+        standing = Standing(of, await self._limiter.hit(key, of.limit))
+        standing.check()
+        return standing
+
+    def ask(
+        self, route_class: RouteClass, principal: Principal | None, address: str, tell: Callable[[Standing], None]
+    ) -> None:
+        """The same without a task: `tell`, which must not raise, is called now or later; it checks by itself."""
+        of, key = self._key(route_class, principal, address)
+        self._limiter.ask(key, of.limit, lambda decision: tell(Standing(of, decision)))
+
+    def _key(self, route_class: RouteClass, principal: Principal | None, address: str) -> tuple[_Class, str]:
         of = self._classes[route_class]
         if of.by_user and principal is not None:
-            key = f"{of.name}:user:{principal.user_id.hex}"
-        else:
-            key = f"{of.name}:address:{_network(address)}"
-        decision = await self._limiter.hit(key, of.limit)
-        standing = Standing(of, decision)
-        if not decision.allowed:
-            refusal = RateLimited(math.ceil(decision.retry_after))
-            refusal.headers.update(standing.headers())
-            raise refusal
-        return standing
+            return of, f"{of.name}:user:{principal.user_id.int:x}"
+        return of, f"{of.name}:address:{_network(address)}"
 
 
 def _class(route_class: RouteClass, limit: Limit) -> _Class:

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -23,12 +24,12 @@ from services.gateway.answers import Common
 from services.gateway.cors import PREFLIGHT_HEADERS, Cors
 from services.gateway.door import Connection, Found
 from services.gateway.errors import AnswerBrokeOff, TooSlow
-from services.gateway.headers import Client, Seen
-from services.gateway.limits import Limits
+from services.gateway.headers import Head, Seen
+from services.gateway.limits import Limits, Standing
 from services.gateway.settings import Settings
 from services.gateway.upstream_pool import Answer, Pool, Unreachable, UpstreamError
 from services.gateway.upstreams import RouteClass, Upstream
-from shared import http_client, metrics, middleware, tracing
+from shared import metrics, middleware, tracing
 from shared.application import Access, authenticate
 from shared.auth import TokenVerifier
 from shared.errors import DeadlineExceeded, Malformed, TenfoldError, TooLarge, Unavailable
@@ -39,7 +40,7 @@ log = get_logger()
 
 _SERVICE = "gateway"
 _ATTEMPTS = 3
-_USER, _OPTIONAL = Access.USER, Access.OPTIONAL
+_PUBLIC, _USER, _OPTIONAL = Access.PUBLIC, Access.USER, Access.OPTIONAL
 _SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _CALLER_GONE = 499
 
@@ -48,22 +49,34 @@ FAILURES = metrics.Counter(
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A request that is passed on, and what has become of it so far."""
 
+    proxy: "Proxy"
     caller: Connection
     message: RawRequestMessage
     target: str
     found: Found
+    head: Head
     id: str
-    traceparent: str
-    client: Client
+    traceparent: str  # empty: it is sampled, and a span says it
+    started: float
     body: "_Body | None" = None
+    lines: bytes = b""  # for the service
+    standing: bytes | None = None  # once it is admitted
+    entered: bool = False  # among those that ask the service
+    place: float | None = None  # among those under way
+    asked: "tuple[Pool, Answer] | None" = None  # without a task
+    cancelled: bool = False  # while it was on its way without a task
     status: int = _CALLER_GONE
     keep: bool = True
     begun: bool = False  # the answer
-    patient: bool = False  # whether a service that does not answer in time has had all the time that it may take
+
+    @property
+    def patient(self) -> bool:
+        """Whether a service that does not answer in time has had all the time that it may take."""
+        return self.head.seconds >= self.proxy.seconds
 
 
 class _Body:
@@ -76,6 +89,7 @@ class _Body:
         self._idle = 0.0
         self._invites = False
         self._sent = 0
+        self.chunked = False
         self.begun = False
         self.finished = False
         self.answered = False
@@ -128,7 +142,7 @@ class Proxy:
         self.prefixes = upstream.prefixes
         self._name = upstream.name
         self._trusted_proxies = settings.trusted_proxies
-        self._seconds = settings.request_timeout_seconds
+        self.seconds = settings.request_timeout_seconds
         self._idle = settings.idle_seconds
         self._most = {
             route_class: settings.upload_max_bytes if route_class is RouteClass.UPLOAD else settings.max_body_bytes
@@ -147,39 +161,112 @@ class Proxy:
             if caller.transport is not None:
                 caller.transport.close()
 
+    def request(self, caller: Connection, message: RawRequestMessage, target: str, found: Found) -> Request:
+        head = caller.head(message, self._trusted_proxies, self.seconds)
+        traceparent = tracing.unsampled(head.above) or ""
+        request_id = middleware.sensible_id(head.request_id)
+        return Request(self, caller, message, target, found, head, request_id, traceparent, time.perf_counter())
+
     async def answer(
         self, caller: Connection, message: RawRequestMessage, payload: StreamReader, target: str, found: Found
     ) -> bool:
         """Answer one request; whether its connection may be kept."""
-        started = time.perf_counter()
-        headers = message.headers
-        above = tracing.extract(headers)
-        unsampled = tracing.unsampled(above)
-        client = hygiene.client_of(caller.address, caller.scheme, headers, self._trusted_proxies)
-        request_id = middleware.sensible_id(headers.get(middleware.REQUEST_ID))
-        request = Request(caller, message, target, found, request_id, unsampled or "", client)
+        request = self.request(caller, message, target, found)
         if payload is not EMPTY_PAYLOAD and not payload.at_eof():
             request.body = _Body(caller, payload)
         caller.begins(payload)
+        return await self.rest(request)
+
+    # Without a task: what most requests need is a limit and an answer that comes in one piece, and for neither of the
+    # two anything has to be woken. Whatever else comes up, `rest` goes on from there.
+
+    def begin(self, request: Request) -> None:
+        """Pass on a request without a body, as far as it goes."""
+        head, found = request.head, request.found
+        principal, access = None, found.rule.access
+        simple = not head.expects and not found.climbs and head.fault is None
+        if access is _USER or (access is _OPTIONAL and head.authorization is not None):
+            principal = request.caller.principal(head.authorization)
+            simple = simple and principal is not None
+        elif access is not _PUBLIC and access is not _OPTIONAL:
+            simple = False
+        if not simple or not request.traceparent or request.message.method == hdrs.METH_OPTIONS:
+            request.caller.hand_over()
+        else:
+            self._limits.ask(found.rule.route_class, principal, head.client.address, partial(self._limited, request))
+
+    def _limited(self, request: Request, standing: Standing) -> None:
+        if request.caller.woken:
+            return  # the caller has gone
+        answer = None
         try:
-            if unsampled is None:
-                await self._sampled(request, above)
-            else:
+            standing.check()
+            self._admitted(request, standing)
+            self._enter(request)
+            instance = self._fleet.instances.choose()
+            if instance is not None:
+                answer = instance.begin(request.message.method, request.target, request.lines)
+        except Exception as error:  # noqa: BLE001 - the caller is told
+            self._end(request, error)
+            return
+        if instance is None or answer is None:
+            request.caller.hand_over()
+            return
+        request.asked = instance, answer
+        request.caller.alarm.set(request.head.seconds)
+        answer.tell = partial(self._answered, request)
+
+    def _answered(self, request: Request) -> None:
+        assert request.asked is not None
+        instance, answer = request.asked
+        if request.caller.woken or (whole := answer.ready()) is None:
+            request.caller.hand_over()
+            return
+        failure: Exception | None = None
+        try:
+            self._took(request, instance, answer)
+            self._write_whole(request, answer, whole)
+        except Exception as error:  # noqa: BLE001 - the caller is told
+            failure = error
+        answer.close()
+        self._end(request, failure)
+
+    def _end(self, request: Request, failure: Exception | None) -> None:
+        try:
+            if failure is not None:
+                self._fail(request, failure)
+        except ConnectionError:
+            request.keep = False
+        self._finish(request)
+        request.caller.passed(keep=request.keep)
+
+    async def rest(self, request: Request) -> bool:
+        """Answer it, from wherever it has got to; whether its connection may be kept."""
+        try:
+            if request.cancelled and request.asked is None:
+                raise asyncio.CancelledError
+            if request.traceparent:
                 await self._answer(request)
+            else:
+                await self._sampled(request)
         finally:
-            caller.ends()
-            seconds = time.perf_counter() - started
-            trace_id = request.traceparent[3:35]
-            middleware.record(_SERVICE, request_id, trace_id, message.method, found.route, request.status, seconds)
+            self._finish(request)
         return request.keep
 
-    async def _sampled(self, request: Request, above: str) -> None:
+    def _finish(self, request: Request) -> None:
+        self._give_up(request)
+        request.caller.ends()
+        seconds = time.perf_counter() - request.started
+        method, route, trace_id = request.message.method, request.found.route, request.traceparent[3:35]
+        middleware.record(_SERVICE, request.id, trace_id, method, route, request.status, seconds)
+
+    async def _sampled(self, request: Request) -> None:
         """As `_answer`, in a span."""
         method, route = request.message.method, request.found.route
         with tracing.sampled_span(
             f"{method} {route}",
             kind=tracing.SpanKind.SERVER,
-            parent=above,
+            parent=request.head.above,
             **{"http.request.method": method, "http.route": route},
         ) as span:
             request.traceparent = tracing.traceparent() or ""
@@ -194,12 +281,12 @@ class Proxy:
                 self._write(request, 204, answers.first_line(204) + answers.lines(PREFLIGHT_HEADERS), b"", 0)
             else:
                 await self._pass(request)
-        except ConnectionError:
-            raise  # the caller's: those of services have become other errors
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
             self._fail(request, error)
 
     def _fail(self, request: Request, error: Exception) -> None:
+        if isinstance(error, ConnectionError):
+            raise error  # the caller's: those of services have become other errors
         if not isinstance(error, TenfoldError):
             log.error("request_failed", request_id=request.id, exc_info=error)
         if request.begun:
@@ -214,45 +301,12 @@ class Proxy:
 
     async def _pass(self, request: Request) -> None:
         """Refuse what may be refused before a service hears of it; pass on the rest, and its answer back."""
-        message, found, body = request.message, request.found, request.body
-        headers = message.headers
-        hygiene.check_head(headers)
-        if found.climbs:
-            raise Malformed("the path holds dot segments or control characters")
-        expects = hdrs.EXPECT in headers
-        if expects and headers[hdrs.EXPECT].lower() != "100-continue":
-            raise Malformed("only 100-continue can be expected")
-        seconds = middleware.time_allowed(headers.get(http_client.DEADLINE_HEADER), self._seconds)
-        authorization, access = headers.get(hdrs.AUTHORIZATION), found.rule.access
-        principal = request.caller.principal(authorization) if access is _USER or access is _OPTIONAL else None
-        if principal is None:
-            principal = await authenticate(authorization, access, self._verifier)
-            if principal is not None and authorization is not None:
-                request.caller.proven(authorization, principal)
-        standing = await self._limits.hit(found.rule.route_class, principal, request.client.address)
-        lines = hygiene.to_service(message.raw_headers, connection=hdrs.CONNECTION in headers)
-        lines += hygiene.lines_of(request.client)
-        if hdrs.COOKIE in headers:
-            lines += hygiene.consistency_lines(headers)
-        lines.append(b"X-Request-Id: " + request.id.encode())
-        lines.append(b"traceparent: " + request.traceparent.encode())
-        lines.append(b"Request-Timeout: %d" % max(1, int(seconds * 1000)))
-        chunked = False
-        if body is not None:
-            most = self._most[found.rule.route_class]
-            length = headers.get(hdrs.CONTENT_LENGTH)
-            if length is None:
-                chunked = True
-            elif int(length) > most:
-                raise TooLarge(f"at most {most} bytes")
-            else:
-                lines.append(b"Content-Length: " + length.encode())
-            body.admit(most, min(seconds, self._idle), invites=expects)
-        request.patient = seconds >= self._seconds
-        alarm = request.caller.alarm
-        alarm.set(seconds)
+        if request.standing is None:
+            await self._admit(request)
+        alarm, body = request.caller.alarm, request.body
+        alarm.set(request.head.seconds)
         try:
-            answer = await self._ask(request, lines, body, chunked=chunked)
+            answer = await self._ask(request)
         except asyncio.CancelledError:
             if not alarm.rang():
                 raise
@@ -262,15 +316,44 @@ class Proxy:
             if body is not None:
                 body.answered = True
         try:
-            head, seen = self._head(request, answer, standing.lines())
             whole = answer.ready()
-            if whole is not None and not answer.bodyless:
-                # An answer that is here already, as most are, goes out in one write with its head.
-                self._write(request, answer.status, head + b"Content-Length: %d\r\n" % len(whole), whole, seen)
+            if whole is not None:
+                self._write_whole(request, answer, whole)
             else:
-                await self._pass_back(request, answer, head, seen)
+                await self._pass_back(request, answer)
         finally:
             answer.close()
+
+    async def _admit(self, request: Request) -> None:
+        head, found = request.head, request.found
+        if head.fault is not None:
+            raise head.fault()
+        if found.climbs:
+            raise Malformed("the path holds dot segments or control characters")
+        access = found.rule.access
+        principal = request.caller.principal(head.authorization) if access is _USER or access is _OPTIONAL else None
+        if principal is None:
+            principal = await authenticate(head.authorization, access, self._verifier)
+            if principal is not None and head.authorization is not None:
+                request.caller.proven(head.authorization, principal)
+        self._admitted(request, await self._limits.hit(found.rule.route_class, principal, head.client.address))
+
+    def _admitted(self, request: Request, standing: Standing) -> None:
+        head, body = request.head, request.body
+        request.lines = b"%bX-Request-Id: %b\r\ntraceparent: %b\r\nRequest-Timeout: %d\r\n" % (
+            head.lines, request.id.encode(), request.traceparent.encode(), max(1, int(head.seconds * 1000)),
+        )  # fmt: skip
+        if body is not None:
+            most = self._most[request.found.rule.route_class]
+            length = request.message.headers.get(hdrs.CONTENT_LENGTH)
+            if length is None:
+                body.chunked = True
+            elif int(length) > most:
+                raise TooLarge(f"at most {most} bytes")
+            else:
+                request.lines += b"Content-Length: %b\r\n" % length.encode()
+            body.admit(most, min(head.seconds, self._idle), invites=head.expects)
+        request.standing = standing.lines()
 
     def _too_late(self, body: _Body | None) -> TenfoldError:
         metrics.child(FAILURES, self._name, "timeout").inc()
@@ -278,26 +361,51 @@ class Proxy:
             return TooSlow()
         return DeadlineExceeded(f"{self._name} did not answer in time")
 
-    async def _ask(self, request: Request, lines: list[bytes], body: _Body | None, *, chunked: bool) -> Answer:
+    def _enter(self, request: Request) -> None:
+        """Raises `Unavailable` when the service is not to be asked."""
+        self._fleet.enter()
+        request.entered = True
+        if request.body is None:  # one goes at its caller's pace, so it must not take a place that others wait for
+            request.place = self._fleet.take()
+
+    def _took(self, request: Request, instance: Pool, answer: Answer) -> None:
+        """`instance` has answered."""
+        self._fleet.answered(instance, answer.status, closes=answer.closes)
+        if request.place is not None:
+            self._fleet.limit.give(request.found.rule.path, request.place)
+            request.place = None
+
+    def _give_up(self, request: Request) -> None:
+        if request.place is not None:
+            self._fleet.limit.give_up(request.found.rule.path, request.place)
+            request.place = None
+
+    async def _ask(self, request: Request) -> Answer:
         """The head of the service's answer. Raises `Unavailable` when there is none, or none is to be asked for."""
-        method, fleet, answer = request.message.method, self._fleet, None
+        method, body, fleet = request.message.method, request.body, self._fleet
         # Not DELETE and PUT, though idempotent: the second one's answer would be another (404, 412).
         repeatable = body is None and method in _SAFE
         tried: tuple[Pool, ...] = ()
-        fleet.enter()
-        # A body goes at its caller's pace, so it must not take a place that others wait for.
-        began = fleet.take() if body is None else None
+        if not request.entered:
+            self._enter(request)
         try:
             for attempt in range(_ATTEMPTS):
                 if attempt and not fleet.try_again():
                     break
-                instance = fleet.instances.choose(tried) or (fleet.instances.choose() if repeatable else None)
+                asked, request.asked = request.asked, None
+                instance, begun = asked or (
+                    fleet.instances.choose(tried) or (fleet.instances.choose() if repeatable else None), None,
+                )  # fmt: skip
                 if instance is None:
                     break
                 try:
+                    if request.cancelled and begun is not None:
+                        begun.close()
+                        raise asyncio.CancelledError
                     answer = await instance.ask(
-                        method, request.target, lines, body, chunked=chunked, repeatable=repeatable
-                    )
+                        method, request.target, request.lines, body, chunked=body is not None and body.chunked,
+                        repeatable=repeatable, begun=begun,
+                    )  # fmt: skip
                 except Unreachable as error:
                     fleet.failed(instance)
                     self._failed(request, "unreachable", error)
@@ -315,14 +423,11 @@ class Proxy:
                         fleet.breaker.failed()
                     raise
                 else:
-                    fleet.answered(instance, answer.status, closes=answer.closes)
+                    self._took(request, instance, answer)
                     return answer
                 tried += (instance,)
         finally:
-            if began is not None and answer is None:
-                fleet.limit.give_up(request.found.rule.path, began)
-            elif began is not None:
-                fleet.limit.give(request.found.rule.path, began)
+            self._give_up(request)
         fleet.breaker.failed()
         raise Unavailable(f"{self._name} does not answer")
 
@@ -333,28 +438,36 @@ class Proxy:
             trace_id=request.traceparent[3:35],
         )  # fmt: skip
 
-    def _head(self, request: Request, answer: Answer, standing: bytes) -> tuple[bytes, int]:
+    def _head(self, request: Request, answer: Answer) -> tuple[bytes, int]:
         """What goes back of the head of an answer, without framing; and which of `Seen` it has."""
         lines, seen = hygiene.to_caller(answer.headers)
         if seen & Seen.CONSISTENCY_TOKEN and (token := answer.get(b"consistency-token")) is not None:
-            cookie = hygiene.set_cookie(token, request.client.scheme)
+            cookie = hygiene.set_cookie(token, request.head.client.scheme)
             if cookie is not None:
                 lines.append(cookie)
-        lines.append(standing)
+        assert request.standing is not None
+        lines.append(request.standing)
         return answers.first_line(answer.status, answer.reason) + b"\r\n".join(lines), seen
 
-    async def _pass_back(self, request: Request, answer: Answer, head: bytes, seen: int) -> None:
-        """An answer without a body, or with one that is still to come."""
-        length = answer.get(b"content-length") if answer.status != 204 else None
+    def _write_whole(self, request: Request, answer: Answer, body: bytes) -> None:
+        """An answer that is here already, as most are: it goes out in one write."""
+        head, seen = self._head(request, answer)
+        if not answer.bodyless:
+            head += b"Content-Length: %d\r\n" % len(body)
+        elif answer.status != 204 and (length := answer.get(b"content-length")) is not None:
+            head += b"Content-Length: %b\r\n" % length
+        self._write(request, answer.status, head, body, seen)
+
+    async def _pass_back(self, request: Request, answer: Answer) -> None:
+        """An answer whose body is still to come."""
+        head, seen = self._head(request, answer)
+        length = answer.get(b"content-length")
+        chunked = length is None and request.message.version >= HttpVersion11
         if length is not None:
             head += b"Content-Length: %b\r\n" % length
-        if answer.bodyless:
-            self._write(request, answer.status, head, b"", seen)
-            return
-        chunked = length is None and request.message.version >= HttpVersion11
-        if chunked:
+        elif chunked:
             head += b"Transfer-Encoding: chunked\r\n"
-        elif length is None:
+        else:
             request.keep = False  # its end is the connection's
         self._write(request, answer.status, head, b"", seen)
         streams = seen & Seen.CONTENT_TYPE and (answer.get(b"content-type") or b"").startswith(b"text/event-stream")
@@ -400,7 +513,7 @@ class Proxy:
             or (request.body is not None and request.body.unread)
         ):
             request.keep = False
-        head += self._common.lines(seen, request.id, request.client.scheme, message.headers.get(hdrs.ORIGIN))
+        head += self._common.lines(seen, request.id, request.head.client.scheme, request.head.origin)
         if not seen & Seen.DATE:
             head += answers.date()
         if not request.keep:

@@ -7,7 +7,7 @@ as fast as the slower side goes, changes nothing, and decodes nothing. `httptool
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,22 +33,31 @@ class Answer:
 
     __slots__ = (
         "_arrived", "_buffered", "_chunks", "_closed", "_connection", "_error", "_whole",
-        "bodyless", "closes", "headers", "reason", "status",
+        "bodyless", "closes", "headers", "reason", "repeatable", "status", "tell",
     )  # fmt: skip
 
     def __init__(self, connection: "_Connection", method: str) -> None:
+        self.tell: Callable[[], None] | None = None  # called once, when head or failure is there; it must not raise
+        self.repeatable = connection.used  # it may be the connection's fault when nothing is answered
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.bodyless = method == "HEAD"
         self.closes = False  # the connection, after this one
         self._connection = connection
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._buffered = 0
         self._whole = False
         self._error: Exception | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._closed = False
+
+    async def head(self) -> None:
+        """Wait for it. Raises `UpstreamError` when it does not come."""
+        while not self.status:
+            if self._error is not None:
+                raise self._error
+            await self._news()
 
     def get(self, name: bytes) -> bytes | None:
         """The first header of that name, given in lower case."""
@@ -62,7 +71,7 @@ class Answer:
             if self._error is not None:
                 raise self._error
             await self._news()
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         if self._buffered > _MAX_BUFFERED:
             self._connection.resume_reading()
@@ -90,27 +99,29 @@ class Answer:
         return arrived
 
     def _wake(self) -> None:
-        arrived, self._arrived = self._arrived, None
-        if arrived is not None and not arrived.done():
-            arrived.set_result(None)
+        """Something has arrived, or never will."""
+        if self._arrived is not None:
+            arrived, self._arrived = self._arrived, None
+            if not arrived.done():
+                arrived.set_result(None)
+        elif self.tell is not None and (self.status or self._error is not None):
+            tell, self.tell = self.tell, None
+            tell()
 
     def _begin(self, status: int) -> None:
         self.status = status
         self.bodyless = self.bodyless or status in _NO_BODY
-        self._wake()
 
     def _add(self, data: bytes) -> None:
         self._chunks.append(data)
         self._buffered += len(data)
         if self._buffered > _MAX_BUFFERED:
             self._connection.pause_reading()
-        self._wake()
 
     def _end(self, error: Exception | None) -> None:
         """The first end counts."""
         if not self._whole and self._error is None:
             self._whole, self._error = error is None, error
-            self._wake()
 
 
 class _Connection(asyncio.Protocol):
@@ -176,6 +187,7 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(b"0\r\n\r\n")
         except Exception as error:  # noqa: BLE001 - the caller's body broke off, and that is what it must hear
             answer._end(error)
+            answer._wake()
             self.close()
 
     # asyncio.Protocol
@@ -192,17 +204,19 @@ class _Connection(asyncio.Protocol):
             waiting.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:
+        answer = self._answer
+        if answer is None:
             self.close()  # nobody asked
             return
-        if not self._answer.status:
+        if not answer.status:
             self.head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"what it answers is no HTTP: {error!r}")
-        if self._answer is not None and not self._answer.status and self.head_bytes > _MAX_HEAD:
+        if not answer.status and self.head_bytes > _MAX_HEAD:
             self._fail("its head is too long")
+        answer._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.resume_writing()
@@ -211,6 +225,7 @@ class _Connection(asyncio.Protocol):
             answer = self._answer
             whole = error is None and bool(answer.status) and not answer.bodyless and answer.ends_with_connection()
             answer._end(None if whole else UpstreamError("it closed the connection"))
+            answer._wake()
 
     def _fail(self, reason: str) -> None:
         if self._answer is not None:
@@ -224,8 +239,9 @@ class _Connection(asyncio.Protocol):
             self._answer.reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._answer is not None and not self._answer.status:  # trailers are dropped
-            self._answer.headers.append((name, value))
+        answer = self._answer
+        if answer is not None and not answer.status:  # trailers are dropped
+            answer.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
@@ -260,7 +276,7 @@ class Pool:
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._host_line = f"Host: {parts.netloc}".encode()
+        self._host_line = f"Host: {parts.netloc}\r\n".encode()
         self._path = parts.path.rstrip("/")
         self._most = connections
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -273,40 +289,35 @@ class Pool:
         self,
         method: str,
         target: str,
-        headers: Sequence[bytes],
-        body: AsyncIterable[bytes] | None,
+        headers: bytes,
+        body: AsyncIterable[bytes] | None = None,
         *,
         chunked: bool = False,
         repeatable: bool,
+        begun: Answer | None = None,
     ) -> Answer:
         """The head of the answer. Raises `UpstreamError`, or what `body` raises; cancelled, it closes the connection.
 
-        `headers` are lines; where there is a `body` they have its length, unless it goes out `chunked`. A kept
-        connection may have been closed a moment ago: what is `repeatable` then goes out once more on a new one, if
-        nothing was answered.
+        `headers` are whole lines, checked; where there is a `body` they have its length, unless it goes out `chunked`.
+        A kept connection may have been closed a moment ago: what is `repeatable` then goes out once more on a new one,
+        if nothing was answered. `begun` is what `begin` made of the same request.
         """
-        first = f"{method} {self._path}{target} HTTP/1.1".encode("utf-8", "surrogateescape")
-        framing = (b"Transfer-Encoding: chunked", b"", b"") if chunked else (b"", b"")
-        lines = (first, self._host_line, *headers, *framing)
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-            raise ValueError("a line break in the head of a request")
+        head = self._head(method, target, headers, chunked=chunked)
         while True:
-            if self.in_flight < self._most:
-                self.in_flight += 1
-            else:
-                await self._turn()
-            connection = self._kept() or await self._connect()
-            again = connection.used and repeatable
-            answer = connection.exchange(method, head, body, chunked)
+            answer, begun = begun, None
+            if answer is None:
+                if self.in_flight < self._most:
+                    self.in_flight += 1
+                else:
+                    await self._turn()
+                connection = self._kept() or await self._connect()
+                answer = connection.exchange(method, head, body, chunked)
             try:
-                while not answer.status:
-                    if answer._error is not None:
-                        raise answer._error
-                    await answer._news()
+                await answer.head()
             except UpstreamError:
+                nothing = not answer._connection.head_bytes
                 answer.close()
-                if not again or connection.head_bytes:
+                if not (repeatable and answer.repeatable and nothing):
                     raise
                 self._drop_idle()
             except BaseException:
@@ -314,6 +325,22 @@ class Pool:
                 raise
             else:
                 return answer
+
+    def begin(self, method: str, target: str, headers: bytes) -> Answer | None:
+        """Ask by a kept connection, without a body; `None` when none is free. What comes of it is for `ask` to await,
+        unless the answer tells before that it is whole."""
+        head = self._head(method, target, headers, chunked=False)
+        if self.in_flight >= self._most or (connection := self._kept()) is None:
+            return None
+        self.in_flight += 1
+        return connection.exchange(method, head, None, False)
+
+    def _head(self, method: str, target: str, headers: bytes, *, chunked: bool) -> bytes:
+        if "\r" in target or "\n" in target:
+            raise ValueError("a line break in what is asked for")
+        first = f"{method} {self._path}{target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
+        return b"%b%b%b%b" % (first, self._host_line, headers, framing)
 
     def retire(self) -> None:
         """Keep no connection beyond what is under way on it."""
@@ -331,7 +358,10 @@ class Pool:
             self._idle.append(connection)
         else:
             connection.close()
-        self._release()
+        if self._waiting:
+            self._release()
+        else:
+            self.in_flight -= 1
 
     def lost(self, connection: _Connection) -> None:
         self._open.discard(connection)
@@ -362,11 +392,11 @@ class Pool:
 
     def _kept(self) -> _Connection | None:
         oldest = time.monotonic() - _KEEPALIVE_SECONDS
-        while self._idle and self._idle[0].idle_since < oldest:
-            self._idle.popleft().close()
         while self._idle:
-            connection = self._idle.pop()
-            if not connection.closing:
+            connection = self._idle.pop()  # the one that was used last
+            if connection.idle_since < oldest:
+                connection.close()
+            elif not connection.closing:
                 return connection
         return None
 

@@ -3,7 +3,7 @@ from multidict import CIMultiDict
 
 from services.gateway import headers as hygiene
 from services.gateway.errors import AmbiguousRequest
-from services.gateway.headers import Client, Seen, check_head, client_of, climbs, to_caller, to_service
+from services.gateway.headers import Client, Seen, block, check_head, client_of, climbs, to_caller, to_service
 
 
 def raw(*pairs: tuple[str, str]) -> list[tuple[bytes, bytes]]:
@@ -111,3 +111,10 @@ def test_other_paths_go_on_as_they_came(path: str) -> None:
 )
 def test_the_consistency_cookie_is_taken_where_it_can_be_one(cookie: str, token: str | None) -> None:
     assert hygiene.consistency_cookie(CIMultiDict({"Cookie": cookie})) == token
+
+
+@pytest.mark.parametrize("line", [b"A: a\r\nX: y", b"A: a\nX: y", b"A: a\rb"])
+def test_no_header_can_begin_a_line(line: bytes) -> None:
+    assert block([b"A: a", b"B: b"]) == b"A: a\r\nB: b\r\n"
+    with pytest.raises(ValueError, match="line break"):
+        block([b"A: a", line])
