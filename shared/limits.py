@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+
+import msgspec
 
 from shared.redis import Redis
 
@@ -45,7 +46,7 @@ class Limit:
         return self.seconds / self.requests
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """`retry_after` and `reset` in seconds; `remaining` requests may follow at once."""
 
     allowed: bool

@@ -166,6 +166,7 @@ def read(headers: Headers, raw: RawHeaders, peer: str, scheme: str, trusted_prox
             raise Malformed("only 100-continue can be expected")
         seconds = time_allowed(headers.get(http_client.DEADLINE_HEADER), seconds)
         lines = to_service(raw, connection=hdrs.CONNECTION in headers) + _lines_of(client)
+        lines.append(b"Request-Timeout: %d" % max(1, int(seconds * 1000)))
         if hdrs.COOKIE in headers:
             lines += consistency_lines(headers)
     except TenfoldError as error:

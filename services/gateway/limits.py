@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from services.gateway.upstreams import RouteClass
 from shared.auth import Principal
 from shared.errors import RateLimited
@@ -32,7 +34,7 @@ class _Class(NamedTuple):
     lines: bytes  # of a standing, but for its two numbers
 
 
-class Standing(NamedTuple):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """Where a caller stands after a request."""
 
     of: _Class

@@ -340,8 +340,8 @@ class Proxy:
 
     def _admitted(self, request: Request, standing: Standing) -> None:
         head, body = request.head, request.body
-        request.lines = b"%bX-Request-Id: %b\r\ntraceparent: %b\r\nRequest-Timeout: %d\r\n" % (
-            head.lines, request.id.encode(), request.traceparent.encode(), max(1, int(head.seconds * 1000)),
+        request.lines = b"%bX-Request-Id: %b\r\ntraceparent: %b\r\n" % (
+            head.lines, request.id.encode(), request.traceparent.encode(),
         )  # fmt: skip
         if body is not None:
             most = self._most[request.found.rule.route_class]
