@@ -34,7 +34,7 @@ from shared.ids import new_id
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "bench" / ".venv" / "bin" / "python"
 PATH = "/api/v1/media"
-OPEN_PATH = "/api/v1/media/1/original"
+OPEN_PATH = "/api/v1/unsubscribe/1"  # of which no token is looked at
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 NGINX = """
@@ -172,13 +172,13 @@ def start(stack: ExitStack, root: Path, jwks: str) -> list[Subject]:
         "DRAIN_SECONDS": "0", "SHUTDOWN_SECONDS": "1",
     }  # fmt: skip
     everything = {"REDIS_URL": f"redis://127.0.0.1:{cache}/0"}
-    for name, path, environ in (
-        ("gateway: token, limit in Redis, metrics, log", PATH, everything),
-        ("gateway: open route, limit kept here, no log", OPEN_PATH, {"LOG_LEVEL": "warning"}),
+    for name, path, module, environ in (
+        ("gateway: token, limit in Redis, metrics, log", PATH, "services.gateway", everything),
+        ("gateway: without any of these", OPEN_PATH, "bench.bare_gateway", {"LOG_LEVEL": "warning"}),
     ):
         port = free_port()
         own = common | environ | {"PORT": str(port), "ADMIN_PORT": str(free_port())}
-        command = [sys.executable, "-m", "services.gateway"]
+        command = [sys.executable, "-m", module]
         pid = stack.enter_context(running(command, port, own, root / f"gateway-{len(environ)}{port}.out"))
         subjects.append(Subject(name, port, pid, path))
     for name, kind, python in (

@@ -7,7 +7,7 @@ as fast as the slower side goes, changes nothing, and decodes nothing. `httptool
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, MutableSequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ _KEEPALIVE_SECONDS = 20.0  # shorter than our servers', so no request meets a cl
 _MAX_HEAD = 32 * 1024
 _MAX_BUFFERED = 128 * 1024
 _NO_BODY = frozenset({204, 304})
+_NOWHERE: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # for trailers
 
 
 class UpstreamError(Exception):
@@ -138,6 +139,7 @@ class _Connection(asyncio.Protocol):
         self._sending: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self.head_bytes = 0
+        self._headers: MutableSequence[tuple[bytes, bytes]] = _NOWHERE
         self._keep = False
 
     @property
@@ -146,7 +148,7 @@ class _Connection(asyncio.Protocol):
 
     def exchange(self, method: str, head: bytes, body: AsyncIterable[bytes] | None, chunked: bool) -> Answer:
         answer = self._answer = Answer(self, method)
-        self.head_bytes, self._keep = 0, False
+        self.head_bytes, self._keep, self._headers = 0, False, answer.headers
         self._transport.write(head)
         if body is not None:
             self._sending = self.loop.create_task(self._send(answer, body, chunked))
@@ -239,9 +241,7 @@ class _Connection(asyncio.Protocol):
             self._answer.reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        answer = self._answer
-        if answer is not None and not answer.status:  # trailers are dropped
-            answer.headers.append((name, value))
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
@@ -250,6 +250,7 @@ class _Connection(asyncio.Protocol):
         elif status < 200:
             answer.headers.clear()
         else:
+            self._headers = _NOWHERE
             self._keep = self._parser.should_keep_alive()
             answer.closes = not self._keep
             answer._begin(status)
