@@ -59,9 +59,18 @@ class Door:
         self.common = common
         self._by_prefix = {prefix: (proxy, rules_under(prefix)) for proxy in proxies for prefix in proxy.prefixes}
         self._prefix = re.compile("({})(?=/|$)".format("|".join(map(re.escape, self._by_prefix))))
-        self.find: Callable[[str, str], Found | None] = lru_cache(maxsize=1024)(self._find)
+        self._find: Callable[[str, str], Found | None] = lru_cache(maxsize=1024)(self._found)
 
-    def _find(self, method: str, path: str) -> Found | None:
+    def led_to(self, message: RawRequestMessage) -> tuple[str, Found | None]:
+        """What is asked for, as it was sent (path and query), and who passes it on."""
+        target = message.path
+        if target[:1] != "/" and message.url.absolute:  # as sent to proxies
+            target = str(message.url.relative())
+        if "#" in target:
+            target = target.partition("#")[0]
+        return target, self._find(message.method, target.partition("?")[0])
+
+    def _found(self, method: str, path: str) -> Found | None:
         """`path` as sent, without its query."""
         # Decoded as routers do, so that `/api/v1/sess%69ons` is limited like what it stands for.
         safe = URL.build(path=path, encoded=True).path_safe
@@ -168,8 +177,7 @@ class Connection(Listened):
         message, payload = self._messages[0]
         if payload is not EMPTY_PAYLOAD or isinstance(message, _ErrInfo):
             return False
-        target = _target(message)
-        found = self._door.find(message.method, target.partition("?")[0])
+        target, found = self._door.led_to(message)
         if found is None:
             return False
         self._parked, self._waiter = waiter, None
@@ -225,8 +233,7 @@ class Connection(Listened):
                     if isinstance(message, _ErrInfo):
                         self._refuse(message)
                         break
-                    target = _target(message)
-                    found = self._door.find(message.method, target.partition("?")[0])
+                    target, found = self._door.led_to(message)
                     if found is None:
                         keep = await self._by_application(message, payload)
                     else:
@@ -315,11 +322,3 @@ class Connection(Listened):
         self._next_keepalive_close_time = close_at
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
-
-
-def _target(message: RawRequestMessage) -> str:
-    """What is asked for, as it was sent: path and query."""
-    target = message.path
-    if not target.startswith("/") and message.url.absolute:  # as sent to proxies
-        target = str(message.url.relative())
-    return target.partition("#")[0]

@@ -513,11 +513,11 @@ class Proxy:
             or (request.body is not None and request.body.unread)
         ):
             request.keep = False
-        head += self._common.lines(seen, request.id, request.head.client.scheme, request.head.origin)
+        common = self._common.lines(seen, request.id, request.head.client.scheme, request.head.origin)
         if not seen & Seen.DATE:
             head += answers.date()
         if not request.keep:
             head += b"Connection: close\r\n"
         elif message.version < HttpVersion11:
             head += b"Connection: keep-alive\r\n"
-        caller.write(head + b"\r\n" if message.method == hdrs.METH_HEAD else b"%b\r\n%b" % (head, body))
+        caller.write(b"%b%b\r\n%b" % (head, common, b"" if message.method == hdrs.METH_HEAD else body))
