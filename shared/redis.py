@@ -81,7 +81,8 @@ class _Link(asyncio.Protocol):
             if asker.done():
                 continue
             if isinstance(answer, hiredis.ReplyError):
-                FAILURES.inc()
+                if not str(answer).startswith("NOSCRIPT"):  # after a restart: the script is sent then
+                    FAILURES.inc()
                 asker.set_exception(RedisAway(str(answer)))
             else:
                 asker.set_result(answer)

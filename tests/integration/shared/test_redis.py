@@ -10,7 +10,7 @@ import pytest
 from devstack.stack import Stack
 from devstack.topology import Topology
 from shared.limits import Limit, RateLimiter
-from shared.redis import Redis, RedisAway
+from shared.redis import FAILURES, Redis, RedisAway
 from shared.testing import eventually
 from tests.backing import Backing
 
@@ -53,6 +53,17 @@ async def test_a_limit_finer_than_the_clock_is_kept_in_redis_too(redis: Redis) -
     limiter, key = RateLimiter(redis), secrets.token_hex(4)
     assert all([(await limiter.hit(key, Limit(1_000_000_000, 1))).allowed for _ in range(20)])
     assert not limiter._local
+
+
+async def test_a_redis_that_forgot_the_script_is_sent_it_and_has_not_failed(redis: Redis) -> None:
+    limiter, key = RateLimiter(redis), secrets.token_hex(4)
+    before = FAILURES._value.get()
+    for _ in range(3):
+        await redis.call("SCRIPT", "FLUSH")
+        assert (await limiter.hit(key, Limit(5, 600))).allowed
+    assert (await limiter.hit(key, Limit(5, 600))).remaining == 1
+    assert not limiter._local
+    assert FAILURES._value.get() == before
 
 
 async def test_without_redis_each_instance_keeps_the_limit_itself(dead_redis: Redis) -> None:
