@@ -19,6 +19,7 @@ _MEDIA = (
     " placeholder, variants, shown, created_at, updated_at, version"
 )
 _UPLOAD = "id, owner_id, content_type, bytes, expires_at, media_id"
+_AT_ONCE = 1000  # rows that one statement deletes
 _CHANGED = "version = version + 1, updated_at = now()"
 
 
@@ -100,16 +101,20 @@ async def delete_media(connection: Connection, media_id: UUID) -> None:
 
 
 async def delete_all_of(connection: Connection, owner_id: UUID) -> None:
-    """The owner's media and sums; blobs without uses are doomed."""
-    await connection.execute(
-        "WITH gone AS (DELETE FROM media WHERE owner_id = $1 RETURNING blob_id),"
-        " released AS (SELECT blob_id, count(*) AS n FROM gone GROUP BY blob_id)"
-        " UPDATE blobs SET uses = uses - n,"
-        " sha256 = CASE WHEN uses > n THEN sha256 END,"
-        " doomed_at = CASE WHEN uses > n THEN NULL ELSE now() END"
-        " FROM released WHERE id = blob_id",
+    """The owner's media and sums; blobs without uses are doomed. Each statement is short, however many there are."""
+    while await connection.fetchval(
+        "WITH gone AS (DELETE FROM media WHERE id IN (SELECT id FROM media WHERE owner_id = $1 LIMIT $2)"
+        "  RETURNING blob_id),"
+        " released AS (SELECT blob_id, count(*) AS n FROM gone GROUP BY blob_id),"
+        " freed AS (UPDATE blobs SET uses = uses - n,"
+        "  sha256 = CASE WHEN uses > n THEN sha256 END,"
+        "  doomed_at = CASE WHEN uses > n THEN NULL ELSE now() END"
+        "  FROM released WHERE id = blob_id)"
+        " SELECT count(*) FROM gone",
         owner_id,
-    )
+        _AT_ONCE,
+    ):
+        pass
     await connection.execute("DELETE FROM usage WHERE owner_id = $1", owner_id)
     # The row stays for the sweeper, since somebody may still be writing; whose it was is forgotten.
     await connection.execute(

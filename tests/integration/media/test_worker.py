@@ -15,6 +15,7 @@ import msgspec
 import psutil
 import pytest
 
+from services.media import repository
 from services.media.settings import Settings
 from shared.database import Connection
 from shared.ids import new_id
@@ -60,6 +61,15 @@ async def test_deleted_before_and_while_it_is_processed(world: World) -> None:
         return not await world.db.read(_outbox) and await world.is_empty()
 
     await eventually(relayed)
+
+
+async def test_all_of_an_owner_goes_a_few_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "_AT_ONCE", 2)
+    for seed in (1, 2, 3, 1, 1):  # three of them are one blob
+        media = await world.settled((await world.uploaded(images.photo(300, 200, seed=seed)))["id"])
+    async with world.db.transaction() as tx:
+        await repository.delete_all_of(tx, UUID(media["owner_id"]))
+    await eventually(world.is_empty)
 
 
 async def test_a_deletion_does_not_wait_for_the_next_sweep(media_settings: Settings, keys: Keys) -> None:
