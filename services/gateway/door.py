@@ -193,7 +193,7 @@ class Connection(Listened):
     def passed(self, *, keep: bool) -> None:
         """What was begun without the task is answered."""
         waiter, self._waiter, self._parked, self._request = self._parked, self._parked, None, None
-        if not keep or self._messages or self._close or self._force_close:
+        if not keep or self._messages or self._paused or self._close or self._force_close:
             self._keep = keep and not self._close and not self._force_close
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -218,7 +218,7 @@ class Connection(Listened):
         assert task is not None
         self.alarm = Alarm(self._loop, task)
         try:
-            while not self._force_close:
+            while not self._close and not self._force_close:
                 if not self._messages:
                     await self._idle()
                 if self._request is not None:
@@ -226,6 +226,8 @@ class Connection(Listened):
                     keep, payload = await request.proxy.rest(request), EMPTY_PAYLOAD
                 elif not self._keep:
                     break
+                elif not self._messages:  # what was answered without it is more than the caller has taken
+                    keep, payload = True, EMPTY_PAYLOAD
                 else:
                     message, payload = self._messages.popleft()
                     self._make_room()
@@ -242,6 +244,7 @@ class Connection(Listened):
                     break
                 if not keep or self._close or self._force_close:
                     break
+                await self.drained()  # who takes no answers is not to be given more and more of them
                 self._stay()
         except asyncio.CancelledError:
             self.force_close()

@@ -303,3 +303,22 @@ async def test_a_caller_that_leaves_before_its_limit_is_known_asks_nobody(
     async with calling(door, keys):  # Redis has been given up by now
         pass
     assert asked == ["/api/v1/media", PATH] * 2
+
+
+async def test_who_takes_no_answers_is_not_given_more_and_more_of_them(world: World, keys: Keys) -> None:
+    asked, most = 0, 500
+
+    async def much(request: web.Request) -> web.Response:
+        nonlocal asked
+        if "much" not in request.query:
+            return await path(request)
+        asked += 1
+        return web.Response(body=bytes(40_000))
+
+    door = await world.in_front_of(much, limit_default="10000/1")
+    async with calling(door, keys) as caller:
+        for _ in range(most):
+            caller.send(f"{PATH}?much")  # each meets a connection that waits for one
+            await asyncio.sleep(0.002)
+        assert asked < most / 2  # what the system keeps is some megabytes
+        assert [await caller.answer() for _ in range(most)] == [(200, bytes(40_000))] * most
