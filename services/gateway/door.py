@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
@@ -112,7 +113,8 @@ class Connection(Listened):
             head = headers.read(
                 message.headers, message.raw_headers, self.address, self.scheme, trusted_proxies, seconds
             )
-            self._head = head if len(head.lines) <= _REMEMBERED_BYTES else None
+            size = sum(map(len, chain.from_iterable(head.raw)))  # most of it may be what does not pass
+            self._head = head if size <= _REMEMBERED_BYTES else None
         return head
 
     def principal(self, authorization: str | None) -> Principal | None:

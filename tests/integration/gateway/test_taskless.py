@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
+from services.gateway import headers
+from services.gateway.headers import Head
 from services.gateway.proxy import FAILURES, Proxy, Request
 from services.gateway.upstream_pool import Answer, Pool
 from shared import logs, metrics
@@ -322,3 +324,26 @@ async def test_who_takes_no_answers_is_not_given_more_and_more_of_them(world: Wo
             await asyncio.sleep(0.002)
         assert asked < most / 2  # what the system keeps is some megabytes
         assert [await caller.answer() for _ in range(most)] == [(200, bytes(40_000))] * most
+
+
+@pytest.mark.parametrize(
+    ("header", "remembered"),
+    [("X-Asks-For: x", True), ("X-Asks-For: " + "x" * 4000, False), ("X-User: " + "x" * 4000, False)],
+)
+async def test_a_large_head_is_not_remembered_whether_or_not_it_passes(
+    world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, header: str, remembered: bool
+) -> None:
+    """Connections are many, and a head may have a megabyte."""
+    door = await world.in_front_of(path)
+    read, reads = headers.read, 0
+
+    def counted(*given: Any) -> Head:
+        nonlocal reads
+        reads += 1
+        return read(*given)
+
+    async with calling(door, keys) as caller:
+        monkeypatch.setattr(headers, "read", counted)
+        for _ in range(2):
+            assert await caller.ask(PATH, headers=f"{header}\r\n") == (200, PATH.encode())
+    assert reads == (1 if remembered else 2)
