@@ -237,7 +237,7 @@ class _Connection(asyncio.Protocol):
     # httptools
 
     def on_status(self, reason: bytes) -> None:
-        if self._answer is not None:
+        if self._answer is not None and not self._answer.status:  # what follows is not its
             self._answer.reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
