@@ -138,9 +138,9 @@ class Bench:
 
     async def drain(self, relay: Relay) -> Cost:
         started = now()
-        shards = await relay.sweep()
-        while shards:
-            shards = await relay.sweep(shards)
+        more = await relay.sweep()
+        while more:
+            more = await relay.sweep(look=False)
         return since(started)
 
     async def relay_database(self) -> Cost:

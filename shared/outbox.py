@@ -31,7 +31,7 @@ log = get_logger()
 
 SHARDS = 16
 _TOGETHER = 4  # shards in a transaction: fewer and larger batches, for the database and the broker
-_SIDE_BY_SIDE = 2  # such transactions: one is read while another is sent
+_SIDE_BY_SIDE = 3  # such transactions: one is read while another is sent, and the rows of a third are deleted
 _BATCH_BYTES = 4 * 1024 * 1024  # of the data of a shard's rows
 _row = operator.attrgetter("row")
 _POLL_SECONDS = 1.0
@@ -83,7 +83,7 @@ class Relay:
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._waiting_keys: dict[str, float] = {}
-        self._woken_shards: set[int] = set()
+        self._due: dict[int, None] = {}  # shards that may have rows, those first that have waited longest
 
     @classmethod
     @asynccontextmanager
@@ -103,7 +103,7 @@ class Relay:
 
     def wake(self, shards: Collection[int] = ()) -> None:
         """Rows of these shards were committed."""
-        self._woken_shards.update(shards)
+        self._due.update(dict.fromkeys(shards))
         self._woken.set()
 
     async def _run(self) -> None:
@@ -119,14 +119,13 @@ class Relay:
                 async with asyncio.timeout(0 if stopping else max(0.0, look_at - time.monotonic())):
                     await self._woken.wait()
             self._woken.clear()
-            shards, self._woken_shards = self._woken_shards, set()
             look = stopping or bool(refused) or time.monotonic() >= look_at
             if look:
                 look_at = time.monotonic() + _POLL_SECONDS
             try:
-                more = await self.sweep(None if look else shards, careful=bool(refused))
+                more = await self.sweep(look=look, careful=bool(refused))
                 if more:
-                    self.wake(more)
+                    self._woken.set()
                 refused = 0
             except (TenfoldError, asyncpg.PostgresError) as error:
                 refused += 1
@@ -137,30 +136,37 @@ class Relay:
                 if stopping and not more:
                     return
 
-    async def sweep(self, shards: Collection[int] | None = None, *, careful: bool = False) -> set[int]:
-        """Relay the rows of `shards`, or of all that have any; returns those that may have more.
+    async def sweep(self, *, look: bool = True, careful: bool = False) -> bool:
+        """Relay what is due for a second at most, and say whether more is. `look`: all shards that have rows are due.
 
-        `careful`: a few at first, so that a bus that is still away costs one connection. Raises `Unavailable` then.
+        `careful`: one transaction at a time, so that a bus that is still away costs one connection. Raises
+        `Unavailable` then.
         """
         now = time.monotonic()
         self._waiting_keys = {key: until for key, until in self._waiting_keys.items() if until > now}
-        waiting = sorted(await self._look() if shards is None else shards)
-        groups = [waiting[start : start + _TOGETHER] for start in range(0, len(waiting), _TOGETHER)]
-        gate = asyncio.Semaphore(_SIDE_BY_SIDE)
+        if look:
+            self._due.update(dict.fromkeys(await self._look()))
+        until = time.monotonic() + _POLL_SECONDS
+        in_hand: set[int] = set()
 
-        async def relay(group: list[int]) -> set[int]:
-            async with gate:
-                return await self._relay_shards(group)
+        async def relay() -> None:
+            nonlocal until
+            try:
+                while time.monotonic() < until and (shards := [n for n in self._due if n not in in_hand][:_TOGETHER]):
+                    for shard in shards:
+                        del self._due[shard]
+                    in_hand.update(shards)
+                    more = await self._relay_shards(shards)
+                    in_hand.difference_update(shards)
+                    self._due.update(dict.fromkeys(more))
+            finally:
+                until = 0.0  # for the others too: after a failure, and to begin what is due later all together
 
-        more: set[int] = set()
-        if careful and groups:
-            more |= await relay(groups.pop())
-        outcomes = await asyncio.gather(*(relay(group) for group in groups), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
+        lanes = (relay() for _ in range(1 if careful else _SIDE_BY_SIDE))
+        for outcome in await asyncio.gather(*lanes, return_exceptions=True):
+            if outcome is not None:
                 raise outcome
-            more |= outcome
-        return more
+        return bool(self._due)
 
     async def _look(self) -> list[int]:
         async with self._db.transaction() as tx:
