@@ -71,12 +71,12 @@ class RateLimiter:
     def ask(self, key: str, limit: Limit, tell: Callable[[Decision], None]) -> None:
         """The same without a task: `tell` is called, now or when Redis has answered. It must not raise."""
         if self._redis is None:
-            tell(self._hit_local(key, limit))
+            tell(self.hit_alone(key, limit))
         else:
             _Question(self, self._redis, key, limit, tell).ask()
 
     def hit_alone(self, key: str, limit: Limit) -> Decision:
-        """What is decided while Redis is away."""
+        """What is decided without Redis."""
         return self._hit_local(key, limit if self._instances == 1 else self._share(limit))
 
     def _share(self, limit: Limit) -> Limit:

@@ -14,3 +14,8 @@ async def test_keys_do_not_share_a_limit() -> None:
     assert (await limiter.hit("a", limit)).allowed
     assert (await limiter.hit("b", limit)).allowed
     assert not (await limiter.hit("a", limit)).allowed
+
+
+async def test_without_redis_each_of_several_instances_keeps_its_part() -> None:
+    limiter, limit = RateLimiter(None, instances=4), Limit(20, 600)
+    assert [(await limiter.hit("k", limit)).allowed for _ in range(6)] == [True] * 5 + [False]
