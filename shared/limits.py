@@ -14,7 +14,7 @@ from functools import cached_property
 
 import msgspec
 
-from shared.redis import Redis
+from shared.redis import NoScript, Redis, RedisAway
 
 _LOCAL_KEYS = 50_000
 
@@ -119,8 +119,8 @@ class _Question:
         allowed, wait, used = answer
         self._tell(_decision(bool(allowed), wait / 1e6, used / 1e6, self._limit))
 
-    def set_exception(self, error: Exception) -> None:
-        if str(error).startswith("NOSCRIPT"):
+    def set_exception(self, error: RedisAway) -> None:
+        if isinstance(error, NoScript):
             self.ask("EVAL", _GCRA)
         else:
             self._tell(self._limiter.hit_alone(self._key, self._limit))

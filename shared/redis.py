@@ -38,6 +38,10 @@ class RedisAway(Exception):
     """Redis did not answer in time, or refused, or has just not answered and is not asked."""
 
 
+class NoScript(RedisAway):
+    """Redis does not have the script, or has it no more, as after a restart: it is to be sent."""
+
+
 class Asker(Protocol):
     """Where an answer goes: a future, or what needs no task to go on. Neither method may raise."""
 
@@ -80,12 +84,13 @@ class _Link(asyncio.Protocol):
             # A caller that went away leaves only its own answer behind.
             if asker.done():
                 continue
-            if isinstance(answer, hiredis.ReplyError):
-                if not str(answer).startswith("NOSCRIPT"):  # after a restart: the script is sent then
-                    FAILURES.inc()
-                asker.set_exception(RedisAway(str(answer)))
-            else:
+            if not isinstance(answer, hiredis.ReplyError):
                 asker.set_result(answer)
+            elif str(answer).startswith("NOSCRIPT"):
+                asker.set_exception(NoScript(str(answer)))
+            else:
+                FAILURES.inc()
+                asker.set_exception(RedisAway(str(answer)))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost(self, repr(error) if error else "the connection was closed")

@@ -20,10 +20,10 @@ class Common:
 
     def __init__(self, cors: Cors) -> None:
         self._of_others = lines(cors.headers(None))
-        self._cors_lines = {origin: lines(cors.headers(origin)) for origin in cors.origins}
+        self._of_origins: dict[str | None, bytes] = {origin: lines(cors.headers(origin)) for origin in cors.origins}
 
     def lines(self, seen: int, request_id: str, scheme: str, origin: str | None) -> bytes:
-        of_origin = self._cors_lines.get(origin or "", self._of_others)
+        of_origin = self._of_origins.get(origin, self._of_others)
         return b"X-Request-Id: %b\r\nX-Content-Type-Options: nosniff\r\n%b%b" % (
             request_id.encode(), security.lines(seen, scheme), of_origin,
         )  # fmt: skip

@@ -183,10 +183,7 @@ class Connection(Listened):
         if found is None:
             return False
         self._parked, self._waiter = waiter, None
-        self._messages.popleft()
-        self._make_room()
-        if self._manager is not None:
-            self._manager.requests_count += 1
+        self._take()
         self.begins(payload)
         self._request = request = found.proxy.request(self, message, target, found)
         found.proxy.begin(request)
@@ -214,9 +211,7 @@ class Connection(Listened):
 
     async def start(self) -> None:
         """One request after the other, until either side ends it."""
-        manager = self._manager
         task = asyncio.current_task()
-        assert manager is not None
         assert task is not None
         self.alarm = Alarm(self._loop, task)
         try:
@@ -231,9 +226,7 @@ class Connection(Listened):
                 elif not self._messages:  # what was answered without it is more than the caller has taken
                     keep, payload = True, EMPTY_PAYLOAD
                 else:
-                    message, payload = self._messages.popleft()
-                    self._make_room()
-                    manager.requests_count += 1
+                    message, payload = self._take()
                     if isinstance(message, _ErrInfo):
                         self._refuse(message)
                         break
@@ -275,12 +268,16 @@ class Connection(Listened):
         finally:
             self._waiter = None
 
-    def _make_room(self) -> None:
-        """One fewer is waiting: the parser may go on with what is behind it."""
+    def _take(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
+        """The first that waits; the parser may go on with what is behind it."""
+        first = self._messages.popleft()
+        if self._manager is not None:
+            self._manager.requests_count += 1
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
+        return first
 
     def _refuse(self, unreadable: _ErrInfo) -> None:
         """What the parser could not read. Nothing that follows it is read, either."""

@@ -31,7 +31,7 @@ from services.gateway.upstream_pool import Answer, Pool, Unreachable, UpstreamEr
 from services.gateway.upstreams import RouteClass, Upstream
 from shared import metrics, middleware, tracing
 from shared.application import Access, authenticate
-from shared.auth import TokenVerifier
+from shared.auth import Principal, TokenVerifier
 from shared.errors import DeadlineExceeded, Malformed, TenfoldError, TooLarge, Unavailable
 from shared.logs import get_logger
 from shared.resilience import Fleet
@@ -182,15 +182,17 @@ class Proxy:
 
     def begin(self, request: Request) -> None:
         """Pass on a request without a body, as far as it goes."""
-        head, found = request.head, request.found
-        principal, access = None, found.rule.access
-        simple = not head.expects and not found.climbs and head.fault is None
-        if access is _USER or (access is _OPTIONAL and head.authorization is not None):
-            principal = request.caller.principal(head.authorization)
-            simple = simple and principal is not None
-        elif access is not _PUBLIC and access is not _OPTIONAL:
-            simple = False
-        if not simple or not request.traceparent or request.message.method == hdrs.METH_OPTIONS:
+        head, found, principal = request.head, request.found, self._known(request)
+        access = found.rule.access
+        anonymous = access is _PUBLIC or (access is _OPTIONAL and head.authorization is None)
+        if (
+            (principal is None and not anonymous)
+            or head.expects
+            or head.fault is not None
+            or found.climbs
+            or not request.traceparent
+            or request.message.method == hdrs.METH_OPTIONS
+        ):
             request.caller.hand_over()
         else:
             self._limits.ask(found.rule.route_class, principal, head.client.address, partial(self._limited, request))
@@ -330,13 +332,17 @@ class Proxy:
             raise head.fault()
         if found.climbs:
             raise Malformed("the path holds dot segments or control characters")
-        access = found.rule.access
-        principal = request.caller.principal(head.authorization) if access is _USER or access is _OPTIONAL else None
+        principal = self._known(request)
         if principal is None:
-            principal = await authenticate(head.authorization, access, self._verifier)
+            principal = await authenticate(head.authorization, found.rule.access, self._verifier)
             if principal is not None and head.authorization is not None:
                 request.caller.proven(head.authorization, principal)
         self._admitted(request, await self._limits.hit(found.rule.route_class, principal, head.client.address))
+
+    def _known(self, request: Request) -> Principal | None:
+        """Who asks, where the connection has shown the same token before."""
+        access = request.found.rule.access
+        return request.caller.principal(request.head.authorization) if access is _USER or access is _OPTIONAL else None
 
     def _admitted(self, request: Request, standing: Standing) -> None:
         head, body = request.head, request.body

@@ -1,5 +1,7 @@
 """A gateway on a real port, in front of a small real server that stands for the services."""
 
+import io
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,13 +18,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from services.gateway.app import api
 from services.gateway.settings import Settings
 from services.gateway.upstreams import UPSTREAMS
-from shared import auth, http_client, tracing
+from shared import auth, http_client, logs, tracing
 from shared.auth import Principal, Role
 from shared.ids import new_id
 from shared.listener import listening
 from shared.runner import Process
 from shared.settings import ProcessSettings
 
+AccessLog = Callable[[], Awaitable[list[dict[str, Any]]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -96,3 +99,16 @@ def world(opened: AsyncExitStack, keys: Keys) -> World:
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         yield session
+
+
+@pytest.fixture
+def access_log(monkeypatch: pytest.MonkeyPatch) -> AccessLog:
+    """The lines that the gateway has written."""
+    written = io.BytesIO()
+    monkeypatch.setattr(logs, "_output", logs._Output(written))
+    monkeypatch.setattr(logs, "_service", "gateway")
+
+    async def read() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in written.getvalue().splitlines()]
+
+    return read

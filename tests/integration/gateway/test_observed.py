@@ -1,7 +1,5 @@
 """What a request that is passed on leaves behind in log and traces."""
 
-import io
-import json
 from typing import Any
 
 import aiohttp
@@ -12,9 +10,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from shared import logs, tracing
+from shared import tracing
 from shared.testing import eventually
-from tests.integration.gateway.conftest import World
+from tests.integration.gateway.conftest import AccessLog, World
 
 PATH = "/api/v1/media/1/original"  # open to anybody
 GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -24,17 +22,12 @@ async def traceparent(request: web.Request) -> web.Response:
     return web.Response(text=request.headers["traceparent"], status=203)
 
 
-async def test_one_line_in_the_log(world: World, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    door, written = await world.in_front_of(traceparent), io.BytesIO()
-    monkeypatch.setattr(logs, "_output", logs._Output(written))
-    monkeypatch.setattr(logs, "_service", "gateway")
+async def test_one_line_in_the_log(world: World, http: aiohttp.ClientSession, access_log: AccessLog) -> None:
+    door = await world.in_front_of(traceparent)
     async with http.get(f"{door}{PATH}?secret=1", headers={"X-Request-Id": "abcdefgh"}) as answer:
         arrived = await answer.text()
 
-    async def lines() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in written.getvalue().splitlines()]
-
-    (line,) = [line for line in await eventually(lines) if line["service"] == "gateway"]
+    (line,) = [line for line in await eventually(access_log) if line["service"] == "gateway"]
     assert line.pop("milliseconds") >= 0
     assert line.pop("timestamp").endswith("Z")
     assert line == {

@@ -1,9 +1,7 @@
 """What is passed on without waking the connection's task, and where the task has to take over."""
 
 import asyncio
-import io
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,14 +13,13 @@ from services.gateway import headers
 from services.gateway.headers import Head
 from services.gateway.proxy import FAILURES, Proxy, Request
 from services.gateway.upstream_pool import Answer, Pool
-from shared import logs, metrics
+from shared import metrics
 from shared.resilience import Fleet
 from shared.testing import eventually
 from tests.backing import Backing
-from tests.integration.gateway.conftest import Keys, World
+from tests.integration.gateway.conftest import AccessLog, Keys, World
 
 PATH = "/api/v1/media/1/original"
-Tell = Callable[[], Awaitable[list[dict[str, Any]]]]
 
 
 class Caller:
@@ -102,19 +99,6 @@ def rests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Proxy, "rest", noted)
     return seen
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Tell:
-    """The access log of the gateway."""
-    written = io.BytesIO()
-    monkeypatch.setattr(logs, "_output", logs._Output(written))
-    monkeypatch.setattr(logs, "_service", "gateway")
-
-    async def read() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in written.getvalue().splitlines()]
-
-    return read
 
 
 @pytest.fixture
@@ -200,7 +184,7 @@ async def test_a_long_answer_goes_on_in_the_task(world: World, keys: Keys, rests
 
 
 async def test_a_caller_that_leaves_gives_its_place_back(
-    world: World, keys: Keys, lines: Tell, fleets: list[Fleet[Pool]]
+    world: World, keys: Keys, access_log: AccessLog, fleets: list[Fleet[Pool]]
 ) -> None:
     service = Hanging()
     door = await world.in_front_of(service.answer)
@@ -212,7 +196,7 @@ async def test_a_caller_that_leaves_gives_its_place_back(
     await eventually(lambda: all_free(fleets))
 
     async def gone() -> bool:
-        return bool((await lines())[-1]["status"] == 499)
+        return bool((await access_log())[-1]["status"] == 499)
 
     await eventually(gone)
 
@@ -270,7 +254,7 @@ async def test_what_fails_inside_is_500_and_gives_its_place_back(
 
 
 async def test_a_caller_that_leaves_before_its_limit_is_known_asks_nobody(
-    world: World, keys: Keys, lines: Tell, opened: AsyncExitStack
+    world: World, keys: Keys, access_log: AccessLog, opened: AsyncExitStack
 ) -> None:
     answers, hears, deaf = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"SELECT": b"+OK\r\n"}, asyncio.Event(), False
     answers[b"EVALSHA"] = b"*3\r\n:1\r\n:0\r\n:1000\r\n"
@@ -299,7 +283,7 @@ async def test_a_caller_that_leaves_before_its_limit_is_known_asks_nobody(
         await hears.wait()
 
     async def gone() -> bool:
-        return bool((await lines())[-1]["status"] == 499)
+        return bool((await access_log())[-1]["status"] == 499)
 
     await eventually(gone)
     async with calling(door, keys):  # Redis has been given up by now
