@@ -229,29 +229,17 @@ async def _oldest(connection: Connection, shards: list[int], except_keys: list[s
     Sorted by the database, which so sends them at a stretch: rows that come in driblets cost the client more.
     """
     rows = await connection.fetch(
-        "SELECT topic, key, CASE WHEN octet_length(data) <= $4 THEN data END, record_headers, id"
+        "SELECT topic, key, data, record_headers, id"
         " FROM unnest($1::smallint[]) AS wanted (shard) CROSS JOIN LATERAL"
-        " (SELECT id, topic, key, data, record_headers FROM outbox WHERE outbox.shard = wanted.shard"
-        "  AND key <> ALL ($2) ORDER BY id LIMIT $3) AS oldest ORDER BY id",
+        " (SELECT oldest.*, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes FROM"
+        "  (SELECT id, topic, key, data, record_headers FROM outbox WHERE outbox.shard = wanted.shard"
+        "   AND key <> ALL ($2) ORDER BY id LIMIT $3) AS oldest) AS counted"
+        " WHERE bytes - octet_length(data) < $4 ORDER BY id",
         shards,
         except_keys,
         limit,
-        _BATCH_BYTES // limit,
+        _BATCH_BYTES,
     )
-    if any(row[2] is None for row in rows):
-        # Only now can the bound come before the limit. A running sum costs the database a tenth of its work.
-        rows = await connection.fetch(
-            "SELECT topic, key, data, record_headers, id"
-            " FROM unnest($1::smallint[]) AS wanted (shard) CROSS JOIN LATERAL"
-            " (SELECT oldest.*, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes FROM"
-            "  (SELECT id, topic, key, data, record_headers FROM outbox WHERE outbox.shard = wanted.shard"
-            "   AND key <> ALL ($2) ORDER BY id LIMIT $3) AS oldest) AS counted"
-            " WHERE bytes - octet_length(data) < $4 ORDER BY id",
-            shards,
-            except_keys,
-            limit,
-            _BATCH_BYTES,
-        )
     messages = list(starmap(Message, rows))
     if older := [n for n, message in enumerate(messages) if message.headers is None]:  # written by earlier code
         made = {message.row: message for message in await _made(connection, [messages[n].row for n in older])}
