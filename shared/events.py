@@ -203,7 +203,7 @@ class Bus(Protocol):
     """Where relayed events go: Kafka, or handlers of the same process (`BUS=inline`)."""
 
     batch: int
-    """How many events of a shard it takes at a time; the relay's transaction is open meanwhile."""
+    """How many events it takes at a time; the relay's transaction is open meanwhile."""
 
     async def publish(self, messages: list[Message]) -> list[Exception | None]:
         """Hand the messages on, in order for each key; the outcome of each, `None` where it is safe.

@@ -1,11 +1,11 @@
 """The transactional outbox: an event is written with the change it tells of, and relayed to the bus afterwards.
 
 `await outbox.add(tx, event)` inserts a row while the transaction holds the aggregate's lock, so row ids of one key are
-in order. The relay, in every API process, takes a few shards of the keys at a time, each under a transaction-level
-advisory lock (safe behind PgBouncer; two relays never split one key), hands the rows on in order and deletes those the
-bus has. It keeps no cursor, so a transaction that commits late is not passed over. It is woken at commit; polling is
-the safety net. A key whose event fails waits alone. While the bus is away one transaction at a time tries it, at
-growing intervals.
+in order. The relay, in every API process, takes those shards of the keys that may have rows, each under a
+transaction-level advisory lock (safe behind PgBouncer; two relays never split one key), hands the rows on in order and
+deletes those the bus has. It remembers no position, so a transaction that commits late is not passed over. It is woken
+at commit; polling is the safety net. A key whose event fails waits alone. While the bus is away it is tried at growing
+intervals.
 """
 
 import asyncio
@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from itertools import starmap
+from typing import Self
 
 import asyncpg
 import msgspec
 
 from shared import metrics
-from shared.database import Connection, Database, Transaction
+from shared.database import Cursor, Database, Transaction
 from shared.errors import TenfoldError
 from shared.events import Bus, Envelope, Event, Message
 from shared.logs import get_logger
@@ -29,10 +30,11 @@ from shared.logs import get_logger
 log = get_logger()
 
 SHARDS = 16
-_TOGETHER = 4  # shards in a transaction: fewer and larger batches, for the database and the broker
-_SIDE_BY_SIDE = 3  # such transactions: one is read while another is sent, and the rows of a third are deleted
-_BATCH_BYTES = 4 * 1024 * 1024  # of the data of a shard's rows
+_TRANSACTION_ROWS = 20_000  # so many may go out again after a crash
+_SMALL_BYTES = 2048
+_BATCH_BYTES = 4 * 1024 * 1024  # of the data of events that are larger
 _POLL_SECONDS = 1.0
+_TAKEN_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
@@ -81,7 +83,8 @@ class Relay:
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._waiting_keys: dict[str, float] = {}
-        self._due: dict[int, None] = {}  # shards that may have rows, those first that have waited longest
+        self._due: set[int] = set()  # shards that may have rows
+        self._taken: set[int] = set()  # of those, the ones that another relay had
 
     @classmethod
     @asynccontextmanager
@@ -101,7 +104,7 @@ class Relay:
 
     def wake(self, shards: Collection[int] = ()) -> None:
         """Rows of these shards were committed."""
-        self._due.update(dict.fromkeys(shards))
+        self._due.update(shards)
         self._woken.set()
 
     async def _run(self) -> None:
@@ -114,14 +117,14 @@ class Relay:
                     async with asyncio.timeout(min(_RETRY_SECONDS * 2 ** (refused - 1), _LONGEST_RETRY_SECONDS)):
                         await self._stopping.wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(0 if stopping else max(0.0, look_at - time.monotonic())):
+                async with asyncio.timeout(self._pause(look_at)):
                     await self._woken.wait()
             self._woken.clear()
             look = stopping or bool(refused) or time.monotonic() >= look_at
             if look:
                 look_at = time.monotonic() + _POLL_SECONDS
             try:
-                more = await self.sweep(look=look, careful=bool(refused))
+                more = await self.sweep(look=look)
                 if more:
                     self._woken.set()
                 refused = 0
@@ -134,37 +137,72 @@ class Relay:
                 if stopping and not more:
                     return
 
-    async def sweep(self, *, look: bool = True, careful: bool = False) -> bool:
-        """Relay what is due for a second at most, and say whether more is. `look`: all shards that have rows are due.
+    def _pause(self, look_at: float) -> float:
+        """For how long nothing need be done unless woken."""
+        if self._stopping.is_set():
+            return 0.0
+        return min(max(0.0, look_at - time.monotonic()), _TAKEN_SECONDS if self._taken else _POLL_SECONDS)
 
-        `careful`: one transaction at a time, so that a bus that is still away costs one connection. Raises
-        `Unavailable` then.
+    async def sweep(self, *, look: bool = True) -> bool:
+        """Relay what is due, in one transaction of a second or so, and say whether more is.
+
+        `look`: all shards that have rows are due. Raises `Unavailable` when the bus or the database is away.
         """
         now = time.monotonic()
         self._waiting_keys = {key: until for key, until in self._waiting_keys.items() if until > now}
         if look:
-            self._due.update(dict.fromkeys(await self._look()))
-        until = time.monotonic() + _POLL_SECONDS
-        in_hand: set[int] = set()
-
-        async def relay() -> None:
-            nonlocal until
-            try:
-                while time.monotonic() < until and (shards := [n for n in self._due if n not in in_hand][:_TOGETHER]):
-                    for shard in shards:
-                        del self._due[shard]
-                    in_hand.update(shards)
-                    more = await self._relay_shards(shards)
-                    in_hand.difference_update(shards)
-                    self._due.update(dict.fromkeys(more))
-            finally:
-                until = 0.0  # for the others too: after a failure, and to begin what is due later all together
-
-        lanes = (relay() for _ in range(1 if careful else _SIDE_BY_SIDE))
-        for outcome in await asyncio.gather(*lanes, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
+            self._due.update(await self._look())
+        wanted, self._due, self._taken = self._due | self._taken, set(), set()
+        if not wanted:
+            return False
+        async with self._db.transaction() as tx:
+            free = await _lock(tx, self._service, wanted)
+            self._taken = wanted - free
+            fault = await self._relay(tx, free) if free else None
+        if fault is not None:
+            raise fault
         return bool(self._due)
+
+    async def _relay(self, tx: Transaction, shards: set[int]) -> BaseException | None:
+        """While one batch is sent, the one before it is deleted and the next is read.
+
+        A failure of the bus is returned, so that what it has taken before is deleted.
+        """
+        backlog = await Backlog.opened(tx, shards, self._waiting_keys, self._bus.batch)
+        until = time.monotonic() + _POLL_SECONDS
+        relayed = 0
+        sent: list[int] = []
+        batch = await backlog.read()
+        while batch:
+            relayed += len(batch)
+            if self._waiting_keys:  # of what was read before they failed
+                batch = [message for message in batch if message.key not in self._waiting_keys]
+            last = relayed >= _TRANSACTION_ROWS or time.monotonic() >= until
+            outcomes, following = await asyncio.gather(
+                self._bus.publish(batch), _turn(tx, sent, None if last else backlog), return_exceptions=True
+            )
+            if isinstance(following, BaseException):
+                raise following
+            if isinstance(outcomes, BaseException):
+                return outcomes
+            sent = self._sent(batch, outcomes)
+            if last:
+                self._due |= shards
+            batch = following
+        await _delete(tx, sent)
+        return None
+
+    def _sent(self, messages: list[Message], outcomes: list[Exception | None]) -> list[int]:
+        """The rows that the bus has. The keys of the others wait."""
+        sent = [message.row for message, fault in zip(messages, outcomes, strict=True) if fault is None]
+        metrics.child(RELAYED, self._service).inc(len(sent))
+        for message, fault in zip(messages, outcomes, strict=True) if len(sent) < len(messages) else ():
+            if fault is not None and message.key not in self._waiting_keys:
+                self._waiting_keys[message.key] = time.monotonic() + _RETRY_SECONDS
+                metrics.child(FAILED, self._service).inc()
+                event = Envelope.from_message(message)
+                log.warning("event_not_relayed", type=event.type, event_id=str(event.id), error=repr(fault))
+        return sent
 
     async def _look(self) -> list[int]:
         async with self._db.transaction() as tx:
@@ -181,83 +219,99 @@ class Relay:
         metrics.child(OLDEST, self._service).set(float(state["oldest"]))
         return state["shards"] or []
 
-    async def _relay_shards(self, shards: list[int]) -> set[int]:
-        """Those that may have more: when some of their rows went."""
-        async with self._db.transaction() as tx:
-            free = await _lock(tx, self._service, shards)  # of the others another relay takes care
-            messages = await _oldest(tx, free, list(self._waiting_keys), self._bus.batch) if free else []
-            if not messages:
-                return set()
-            outcomes = await self._bus.publish(messages)
-            sent = [message.row for message, fault in zip(messages, outcomes, strict=True) if fault is None]
-            # As one text: of an array the driver looks at each element twice.
-            await tx.execute(
-                "DELETE FROM outbox WHERE id = ANY (string_to_array($1, ',')::bigint[])",
-                ",".join(map(str, sent)),
-            )
-        metrics.child(RELAYED, self._service).inc(len(sent))
-        for message, fault in zip(messages, outcomes, strict=True) if len(sent) < len(messages) else ():
-            if fault is not None and message.key not in self._waiting_keys:
-                self._waiting_keys[message.key] = time.monotonic() + _RETRY_SECONDS
-                metrics.child(FAILED, self._service).inc()
-                event = Envelope.from_message(message)
-                log.warning("event_not_relayed", type=event.type, event_id=str(event.id), error=repr(fault))
-        return set(free) if sent else set()
+
+class Backlog:
+    """The rows of some shards as a transaction found them, in order, a batch at a time.
+
+    One look at the table for all batches, so rows that were read are not passed again. And what commits meanwhile is
+    not seen: else an event could be met whose key has an earlier one that was passed over.
+    """
+
+    def __init__(self, tx: Transaction, cursor: Cursor, limit: int) -> None:
+        self._tx = tx
+        self._cursor = cursor
+        self._limit = limit
+        self._rest: list[Message] = []
+
+    @classmethod
+    async def opened(cls, tx: Transaction, shards: Collection[int], except_keys: Collection[str], limit: int) -> Self:
+        return cls(tx, await tx.cursor(_BACKLOG, list(shards), list(except_keys), _SMALL_BYTES), limit)
+
+    async def read(self) -> list[Message]:
+        """The next ones; none when there are no more."""
+        while messages := self._rest or list(starmap(Message, await self._cursor.fetch(self._limit))):
+            complete, self._rest = await _completed(self._tx, messages)
+            if complete:
+                return complete
+        return []
+
+
+# In the order of the primary key, so that each page is met once.
+_BACKLOG = """
+    SELECT topic, key, CASE WHEN octet_length(data) <= $3 THEN data END AS data,
+        CASE WHEN octet_length(data) <= $3 THEN record_headers END AS record_headers, id
+    FROM outbox WHERE shard = ANY ($1::smallint[]) AND key <> ALL ($2) ORDER BY id
+"""
 
 
 def shard_of(key: str) -> int:
     return zlib.crc32(key.encode()) % SHARDS
 
 
-async def _lock(connection: Connection, service: str, shards: list[int]) -> list[int]:
+async def _lock(tx: Transaction, service: str, shards: Collection[int]) -> set[int]:
     """Those of `shards` that no other relay has, locked for this transaction.
 
-    The commit need not wait for the disk: a row whose deletion is lost goes out again, which consumers know of.
+    The commit need not wait for the disk: a row whose deletion is lost goes out again, which consumers know of. And the
+    rows are not to be sorted, all of them before the first is seen: their index has them in order.
     """
-    rows = await connection.fetch(
-        "SELECT shard, set_config('synchronous_commit', 'off', true) FROM unnest($1::smallint[], $2::bigint[])"
-        " AS wanted (shard, lock) WHERE pg_try_advisory_xact_lock(lock)",
+    rows = await tx.fetch(
+        "SELECT shard, set_config('synchronous_commit', 'off', true), set_config('enable_sort', 'off', true)"
+        " FROM unnest($1::smallint[], $2::bigint[]) AS wanted (shard, lock) WHERE pg_try_advisory_xact_lock(lock)",
         shards,
         [_lock_of(service, shard) for shard in shards],
     )
-    return [row[0] for row in rows]
+    return {row[0] for row in rows}
 
 
-async def _oldest(connection: Connection, shards: list[int], except_keys: list[str], limit: int) -> list[Message]:
-    """Of each shard up to `limit` rows, in order: as many as the bound on their bytes allows, and at least one.
+async def _turn(tx: Transaction, sent: list[int], backlog: Backlog | None) -> list[Message]:
+    """Delete what was sent and read what is next."""
+    await _delete(tx, sent)
+    return await backlog.read() if backlog is not None else []
 
-    Sorted by the database, which so sends them at a stretch: rows that come in driblets cost the client more.
+
+async def _delete(tx: Transaction, ids: list[int]) -> None:
+    if ids:  # as one text: of an array the driver looks at each element twice
+        await tx.execute(
+            "DELETE FROM outbox WHERE id = ANY (string_to_array($1, ',')::bigint[])", ",".join(map(str, ids))
+        )
+
+
+async def _completed(tx: Transaction, messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The first of `messages`, with what was not read of them at first, and the rest.
+
+    That is the data of large ones, of which as many are read as the bound on bytes allows, and at least one; and rows
+    written by earlier code have no headers of a record.
     """
-    rows = await connection.fetch(
-        "SELECT topic, key, data, record_headers, id"
-        " FROM unnest($1::smallint[]) AS wanted (shard) CROSS JOIN LATERAL"
-        " (SELECT oldest.*, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes FROM"
-        "  (SELECT id, topic, key, data, record_headers FROM outbox WHERE outbox.shard = wanted.shard"
-        "   AND key <> ALL ($2) ORDER BY id LIMIT $3) AS oldest) AS counted"
-        " WHERE bytes - octet_length(data) < $4 ORDER BY id",
-        shards,
-        except_keys,
-        limit,
-        _BATCH_BYTES,
-    )
-    messages = list(starmap(Message, rows))
-    if older := [n for n, message in enumerate(messages) if message.headers is None]:  # written by earlier code
-        made = {message.row: message for message in await _made(connection, [messages[n].row for n in older])}
-        for n in older:
-            messages[n] = made[messages[n].row]
-    return messages
-
-
-async def _made(connection: Connection, ids: list[int]) -> list[Message]:
-    """Messages of rows that have no headers of a record."""
-    rows = await connection.fetch(
-        "SELECT id, event_id, type, source, topic, key, time, data, headers FROM outbox WHERE id = ANY ($1)", ids
-    )
-    made: list[Message] = []
+    missing = [message.row for message in messages if message.headers is None]
+    if not missing:
+        return messages, []
+    rows = await tx.fetch(_WHOLE, missing, _BATCH_BYTES)
+    made: dict[int, Message] = {}
     for number, event_id, kind, source, topic, key, at, data, headers in rows:
         envelope = Envelope(event_id, kind, source, topic, key, at, data, msgspec.json.decode(headers))
-        made.append(msgspec.structs.replace(envelope.to_message(), row=number))
-    return made
+        made[number] = msgspec.structs.replace(envelope.to_message(), row=number)
+    last = max(made) if 0 < len(made) < len(missing) else messages[-1].row
+    left_out = set(missing) - made.keys()  # up to `last`, by somebody who deleted them
+    complete = [made.get(m.row, m) for m in messages if m.row <= last and m.row not in left_out]
+    return complete, [message for message in messages if message.row > last]
+
+
+_WHOLE = """
+    SELECT id, event_id, type, source, topic, key, time, data, headers
+    FROM (SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes
+          FROM outbox WHERE id = ANY ($1)) AS counted
+    WHERE bytes - octet_length(data) < $2 ORDER BY id
+"""
 
 
 @cache

@@ -16,6 +16,6 @@ is found without a restart.
     session.py    one connection, each of whose statements ends in time
 """
 
-from shared.database.database import Connection, Database, Record, Transaction
+from shared.database.database import Connection, Cursor, Database, Record, Transaction
 
-__all__ = ["Connection", "Database", "Record", "Transaction"]
+__all__ = ["Connection", "Cursor", "Database", "Record", "Transaction"]

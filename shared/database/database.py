@@ -51,6 +51,12 @@ class Connection(Protocol):
     async def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> None: ...
 
 
+class Cursor(Protocol):
+    """What a statement found when it was opened, a part at a time, until its transaction ends."""
+
+    async def fetch(self, number: int) -> list[Record]: ...
+
+
 class Transaction:
     """A transaction in progress, on the primary. It commits when its block ends and rolls back when it raises."""
 
@@ -61,6 +67,7 @@ class Transaction:
         self.fetchval = connection.fetchval
         self.execute = connection.execute
         self.executemany = connection.executemany
+        self.cursor: Callable[..., Awaitable[Cursor]] = connection.cursor
 
     def after_commit(self, callback: Callable[[], object]) -> None:
         """Call `callback` once the transaction is durable; not at all when it rolls back. It must not raise or wait."""
@@ -72,7 +79,7 @@ class Transaction:
 
     def ended(self) -> None:
         """From here on the connection is somebody else's."""
-        self.fetch = self.fetchrow = self.fetchval = self.execute = self.executemany = _refuse
+        self.fetch = self.fetchrow = self.fetchval = self.execute = self.executemany = self.cursor = _refuse
 
 
 async def _refuse(*_: object) -> NoReturn:

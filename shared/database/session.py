@@ -29,6 +29,16 @@ class Session:
         self.fetchval = partial(self._run, connection.fetchval)
         self.execute = partial(self._run, connection.execute)
         self.executemany = partial(self._run, connection.executemany)
+        self._open = connection.cursor
+
+    async def cursor(self, sql: str, *args: object) -> "Cursor":
+        """For the transaction in progress; each of its fetches is bounded as a statement is."""
+        return Cursor(self, await self._run(self._open, sql, *args))
 
     def _run(self, statement: Callable[..., Awaitable[T]], *args: object) -> Awaitable[T]:
         return self._alarm.within(self._seconds, statement(*args))
+
+
+class Cursor:
+    def __init__(self, session: Session, cursor: Any) -> None:
+        self.fetch = partial(session._run, cursor.fetch)

@@ -218,6 +218,7 @@ async def test_what_the_relay_holds_at_a_time_is_bounded_in_bytes(
 
     monkeypatch.setattr(world.bus, "publish", counting)
     monkeypatch.setattr(outbox, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(outbox, "_SMALL_BYTES", 10)
     thing_id = new_id()
     async with world.db.transaction() as tx:
         await world.outbox.add(tx, *(world.made(thing_id=thing_id, number=number) for number in range(10)))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -13,6 +14,7 @@ from shared.health import Health
 from shared.ids import new_id
 from shared.outbox import SHARDS, Outbox, Relay, shard_of
 from shared.settings import DataSettings
+from shared.testing import eventually
 from tests.integration.shared import things
 from tests.integration.shared.things import ThingMade
 
@@ -104,10 +106,28 @@ async def test_what_the_bus_does_not_take_stays_and_only_that(world: World) -> N
 
     world.relay._waiting_keys.clear()
     await world.relay.sweep()
-    await world.drain()
     assert await world.left() == []
     assert in_order(world.bus.taken, [str(id_) for id_ in ids])
     assert len(world.bus.taken) == 80
+
+
+async def test_after_a_failure_its_key_waits_with_what_was_read_already(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = world.bus.publish
+    key = new_id()
+    world.bus.bad = {str(key)}
+
+    async def mending(messages: list[Message]) -> list[Exception | None]:
+        outcomes = await publish(messages)
+        world.bus.bad = set()
+        return outcomes
+
+    monkeypatch.setattr(world.bus, "publish", mending)
+    await world.write(Made(thing_id=key, number=0), *(Made(thing_id=new_id(), number=0) for _ in range(20)))
+    await world.write(Made(thing_id=key, number=1))
+    await world.drain()
+    assert await world.left() == [str(key)] * 2
 
 
 async def test_what_comes_while_its_shard_is_in_hand_is_sent_next(
@@ -131,22 +151,20 @@ async def test_what_comes_while_its_shard_is_in_hand_is_sent_next(
     assert set(await world.left()) == world.bus.bad
 
 
-async def test_after_a_failure_no_other_transaction_begins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_went_before_the_bus_failed_is_not_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     publish = world.bus.publish
-    calls = 0
 
     async def failing(messages: list[Message]) -> list[Exception | None]:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
+        if world.bus.calls == 2:
             raise Unavailable("away")
         return await publish(messages)
 
     monkeypatch.setattr(world.bus, "publish", failing)
-    await world.write(*(Made(thing_id=new_id(), number=0) for _ in range(200)))
+    ids = [new_id() for _ in range(35)]
+    await world.write(*(Made(thing_id=id_, number=0) for id_ in ids))
     with pytest.raises(Unavailable):
         await world.relay.sweep()
-    assert calls == outbox._SIDE_BY_SIDE
+    assert await world.left() == [str(id_) for id_ in ids[20:]]
 
 
 async def test_when_the_bus_is_away_nothing_more_begins_and_nothing_is_lost(world: World) -> None:
@@ -156,15 +174,62 @@ async def test_when_the_bus_is_away_nothing_more_begins_and_nothing_is_lost(worl
     world.bus.away = True
     with pytest.raises(Unavailable):
         await world.relay.sweep()
-    assert world.bus.calls == outbox._SIDE_BY_SIDE
-    with pytest.raises(Unavailable):
-        await world.relay.sweep(careful=True)
-    assert world.bus.calls == outbox._SIDE_BY_SIDE + 1
+    assert world.bus.calls == 1
     assert await world.left() == [str(id_) for id_ in ids]
     world.bus.away = False
-    await world.relay.sweep(careful=True)
-    await world.drain()
+    await world.relay.sweep()
     assert await world.left() == []
+
+
+async def test_shards_that_another_relay_has_are_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_POLL_SECONDS", 60.0)
+    publish = world.bus.publish
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting(messages: list[Message]) -> list[Exception | None]:
+        begun.set()
+        await go_on.wait()
+        return await publish(messages)
+
+    monkeypatch.setattr(world.bus, "publish", waiting)
+    id_ = new_id()
+    await world.write(Made(thing_id=id_, number=0))
+    async with Relay.opened("things", world.db, FakeBus()) as other, asyncio.TaskGroup() as group:
+        await eventually(lambda: _is_empty(world))  # it has looked, and does so again in a minute
+        await world.write(Made(thing_id=id_, number=1))
+        group.create_task(world.relay.sweep(look=False))
+        await begun.wait()
+        async with world.db.transaction() as tx:
+            await Outbox("things", other).add(tx, Made(thing_id=id_, number=2))
+        await eventually(lambda: _has_taken(other))
+        go_on.set()
+        await eventually(lambda: _is_empty(world))
+    assert len(world.bus.taken) == 1
+
+
+async def test_what_commits_late_goes_before_what_came_after_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id is lower than those of rows that were sent before, and the same transaction of the relay goes on."""
+    publish = world.bus.publish
+    late = Made(thing_id=new_id(), number=0)
+    others = [new_id() for _ in range(30)]
+    async with AsyncExitStack() as stack:
+        tx = await stack.enter_async_context(world.db.transaction())
+        await world.outbox.add(tx, late)
+        await world.write(*(Made(thing_id=id_, number=0) for id_ in others))
+
+        async def committing(messages: list[Message]) -> list[Exception | None]:
+            outcomes = await publish(messages)
+            if world.bus.calls == 1:
+                await stack.aclose()
+                await world.write(Made(thing_id=late.thing_id, number=1))
+            return outcomes
+
+        monkeypatch.setattr(world.bus, "publish", committing)
+        monkeypatch.setattr(world.relay, "_due", set(range(SHARDS)))
+        await world.drain()
+    assert await world.left() == []
+    assert in_order(world.bus.taken, [str(id_) for id_ in [late.thing_id, *others]])
+    assert len(world.bus.taken) == 32
 
 
 async def test_rows_that_nobody_was_woken_for_are_found(world: World) -> None:
@@ -174,25 +239,36 @@ async def test_rows_that_nobody_was_woken_for_are_found(world: World) -> None:
     assert await world.left() == []
 
 
-async def test_a_sweep_ends_in_time_though_more_and_more_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_POLL_SECONDS", 0.1)
-    ids = [new_id() for _ in range(200)]
-    publish = world.bus.publish
-
-    async def writing(messages: list[Message]) -> list[Exception | None]:
-        await world.write(*(Made(thing_id=id_, number=world.bus.calls) for id_ in ids))
-        return await publish(messages)
-
-    monkeypatch.setattr(world.bus, "publish", writing)
+@pytest.mark.parametrize("bound", ["_TRANSACTION_ROWS", "_POLL_SECONDS"])
+async def test_a_transaction_ends_though_there_is_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(outbox, bound, 0)
+    ids = [new_id() for _ in range(25)]
     await world.write(*(Made(thing_id=id_, number=0) for id_ in ids))
-    async with asyncio.timeout(5):
-        assert await world.relay.sweep()
+    assert await world.relay.sweep()
+    assert await world.left() == [str(id_) for id_ in ids[10:]]
+    await world.drain()
+    assert await world.left() == []
+
+
+async def test_rows_come_in_order_of_their_index_whatever_is_known_of_the_table(world: World) -> None:
+    """To sort a backlog first, or to find a shard's rows by a bitmap, would be to read all of it for each batch."""
+    await world.write(*(Made(thing_id=new_id(), number=number) for number in range(2000)))
+    async with world.db.transaction() as tx:
+        for analyzed in (False, True):
+            if analyzed:
+                await tx.execute("ANALYZE outbox")
+            await outbox._lock(tx, "things", range(SHARDS))
+            plan = await tx.fetch(f"EXPLAIN {outbox._BACKLOG}", [1, 2], [], 1000)
+            assert "Index Scan using outbox_pkey" in plan[0][0]
 
 
 async def test_large_events_go_a_few_at_a_time_and_small_ones_many(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_BATCH_BYTES", 1000)  # that is 100 for each of 10 rows
+    monkeypatch.setattr(outbox, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(outbox, "_SMALL_BYTES", 100)
     batches: list[list[int]] = []
     publish = world.bus.publish
 
@@ -201,11 +277,46 @@ async def test_large_events_go_a_few_at_a_time_and_small_ones_many(
         return await publish(messages)
 
     monkeypatch.setattr(world.bus, "publish", noting)
-    sizes = [*[20] * 10, *[90] * 10, *[20] * 9, 400, 400, 300, 20, 2000, 2000, 20]
+    sizes = [*[20] * 10, *[100] * 10, *[20] * 9, 101, 400, 400, 300, 20, 2000, 2000, 20, 900, 20, 20]
     key = new_id()
     await world.write(*(Made(thing_id=key, number=number) for number in range(len(sizes))))
     async with world.db.transaction() as tx:
         for row, size in zip(await tx.fetch("SELECT id FROM outbox ORDER BY id"), sizes, strict=True):
             await tx.execute("UPDATE outbox SET data = convert_to(repeat('1', $2), 'UTF8') WHERE id = $1", row[0], size)
     await world.drain()
-    assert batches == [[20] * 10, [90] * 10, [*[20] * 9, 400], [400, 300, 20, 2000], [2000], [20]]
+    assert batches == [
+        [20] * 10,
+        [100] * 10,
+        [*[20] * 9, 101],
+        [400, 400, 300],
+        [20, 2000],
+        [2000],
+        [20, 900, 20, 20],
+    ]
+
+
+async def test_a_large_event_that_somebody_deletes_meanwhile_holds_nothing_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_SMALL_BYTES", 10)  # so that all are large
+    publish = world.bus.publish
+    ids = [new_id() for _ in range(30)]
+
+    async def deleting(messages: list[Message]) -> list[Exception | None]:
+        async with world.db.transaction() as tx:
+            await tx.execute("DELETE FROM outbox WHERE key = ANY ($1)", [str(id_) for id_ in ids[20:29]])
+        return await publish(messages)
+
+    monkeypatch.setattr(world.bus, "publish", deleting)
+    await world.write(*(Made(thing_id=id_, number=0) for id_ in ids))
+    await world.drain()
+    assert await world.left() == []
+    assert len(world.bus.taken) == 21
+
+
+async def _is_empty(world: World) -> bool:
+    return not await world.left()
+
+
+async def _has_taken(relay: Relay) -> bool:
+    return bool(relay._taken)
