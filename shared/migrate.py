@@ -16,7 +16,9 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +31,10 @@ log = get_logger()
 PLATFORM = Path(__file__).parent / "migrations"
 _LOCK = 0x74656E66  # any number, the same in every process; the lock is per schema by its second key
 _CONNECT_SECONDS = 5.0
-# For the transaction only, so that a pooler hands the connection on as it was. First the wait for another migrator,
-# then, with the lock held, what the migration itself may take.
-_WAIT_FOR_OTHERS = (
-    "SET LOCAL transaction_timeout = 0; SET LOCAL lock_timeout = '120s'; SET LOCAL statement_timeout = '120s'"
-)
-_BOUNDS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'"
+_OTHERS_SECONDS = 120.0
+_ASK_SECONDS = 0.1
+# For the transaction only, so that a pooler hands the connection on as it was.
+_BOUNDS = "SET LOCAL transaction_timeout = 0; SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'"
 _CONCURRENT = re.compile(r"^\s*(CREATE|DROP)\s.*\bINDEX CONCURRENTLY\b", re.IGNORECASE | re.MULTILINE)
 _INVALID = """
     SELECT quote_ident(c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
@@ -126,11 +126,7 @@ async def _patiently(
 
 async def _apply(url: str, connection: asyncpg.Connection, migration: Migration, known: list[Migration]) -> bool:
     """Whether it was this call that applied the migration."""
-    async with connection.transaction():
-        # One lock a transaction, so it also holds behind PgBouncer; others wait, then find it applied.
-        await connection.execute(_WAIT_FOR_OTHERS)
-        await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext(current_schema))", _LOCK)
-        await connection.execute(_BOUNDS)
+    async with _alone(connection):
         await connection.execute(_TABLE)
         if migration not in pending(known, await _applied(connection)):
             return False
@@ -146,6 +142,24 @@ async def _apply(url: str, connection: asyncpg.Connection, migration: Migration,
             migration.origin, migration.name, migration.checksum,
         )  # fmt: skip
         return True
+
+
+@asynccontextmanager
+async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """A transaction with the lock of the schema, so that it also holds behind PgBouncer.
+
+    Other migrators wait between transactions, then find the migration applied. A statement that waits for the lock
+    would have a snapshot, for which an index that is built concurrently by who has the lock would wait in turn.
+    """
+    until = time.monotonic() + _OTHERS_SECONDS
+    while time.monotonic() < until:
+        async with connection.transaction():
+            await connection.execute(_BOUNDS)
+            if await connection.fetchval("SELECT pg_try_advisory_xact_lock($1, hashtext(current_schema))", _LOCK):
+                yield
+                return
+        await asyncio.sleep(_ASK_SECONDS)
+    raise MigrationError(f"another migrator has been at work for {_OTHERS_SECONDS:g} s")
 
 
 async def _apply_alone(url: str, migration: Migration) -> None:
