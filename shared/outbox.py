@@ -308,7 +308,8 @@ async def _completed(tx: Transaction, messages: list[Message]) -> tuple[list[Mes
 
 _WHOLE = """
     SELECT id, event_id, type, source, topic, key, time, data, headers
-    FROM (SELECT *, sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM (SELECT id, event_id, type, source, topic, key, time, data, headers,
+              sum(octet_length(data)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes
           FROM outbox WHERE id = ANY ($1)) AS counted
     WHERE bytes - octet_length(data) < $2 ORDER BY id
 """

@@ -5,8 +5,6 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
-
 from shared import metrics
 from shared.consumer import parking
 from shared.consumer.delivery import DURATION, HANDLED, On
@@ -16,14 +14,8 @@ from shared.events import Event
 INBOX_KEY = "inbox_pkey"
 
 
-class Item(msgspec.Struct, frozen=True, gc=False):
-    """An event of a batch."""
-
-    position: int
-    on: On[Any]
-    id: bytes
-    key: bytes
-    event: Event
+# An event of a batch: its position there, who handles it, its id, its key, and itself. A tuple, for there are many.
+Item = tuple[int, On[Any], bytes, bytes, Event]
 
 
 async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
@@ -34,11 +26,12 @@ async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
     async with db.transaction() as tx:
         behind: list[int] = []
         if await parking.any_waits(tx, group):
-            keys = {item.key for item in items}
-            waiting = {key.encode() for key in await parking.waiting_keys(tx, group, {key.decode() for key in keys})}
-            behind = [item.position for item in items if item.on.ordered and item.key in waiting]
-            items = [item for item in items if not (item.on.ordered and item.key in waiting)]
-        for on, same in _by_handler(items).items():
+            keys = {key.decode() for _, _, _, key, _ in items}
+            waiting = {key.encode() for key in await parking.waiting_keys(tx, group, keys)}
+            behind = [position for position, on, _, key, _ in items if on.ordered and key in waiting]
+            items = [item for item in items if not (item[1].ordered and item[3] in waiting)]
+        by_handler = _by_handler(items)
+        for on, same in by_handler.items():
             # Not ON CONFLICT: that costs half as much again, and repeated events are rare. The ids are one text, for
             # of an array the driver looks at each element twice.
             await tx.execute(
@@ -46,11 +39,11 @@ async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
                 on.consumer(group),
                 _joined(same),
             )
-        for on, run in itertools.groupby(items, operator.attrgetter("on")):
+        for on, run in itertools.groupby(items, operator.itemgetter(1)):
             assert on.batch is not None
             with metrics.child(DURATION, on.consumer(group), on.event.TYPE).time():
-                await on.batch(tx, [item.event for item in run])
-    for on, same in _by_handler(items).items():
+                await on.batch(tx, [event for *_, event in run])
+    for on, same in by_handler.items():
         metrics.child(HANDLED, on.consumer(group), on.event.TYPE, "done").inc(len(same))
     return behind
 
@@ -59,7 +52,8 @@ async def without_repeated(db: Database, group: str, items: Sequence[Item]) -> l
     """Those of `items` that the inbox does not have, each once."""
     fresh: dict[tuple[str, bytes], Item] = {}
     for item in items:
-        fresh.setdefault((item.on.event.TYPE, item.id), item)
+        _, on, id_, _, _ = item
+        fresh.setdefault((on.event.TYPE, id_), item)
     async with db.transaction() as tx:
         for on, same in _by_handler(items).items():
             rows = await tx.fetch(
@@ -71,17 +65,17 @@ async def without_repeated(db: Database, group: str, items: Sequence[Item]) -> l
             for row in rows:
                 fresh.pop((on.event.TYPE, row["event_id"].encode()), None)
     for on, same in _by_handler(items).items():
-        repeated = len(same) - sum(item.on is on for item in fresh.values())
+        repeated = len(same) - sum(item[1] is on for item in fresh.values())
         metrics.child(HANDLED, on.consumer(group), on.event.TYPE, "repeated").inc(repeated)
     return list(fresh.values())
 
 
 def _joined(items: Iterable[Item]) -> str:
-    return b",".join([item.id for item in items]).decode()
+    return b",".join([id_ for _, _, id_, _, _ in items]).decode()
 
 
 def _by_handler(items: Iterable[Item]) -> dict[On[Any], list[Item]]:
     found: dict[On[Any], list[Item]] = {}
     for item in items:
-        found.setdefault(item.on, []).append(item)
+        found.setdefault(item[1], []).append(item)
     return found
