@@ -10,10 +10,10 @@ has: what `shared.middleware` does around a request is done here by `Proxy.answe
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from functools import partial
 
 import aiohttp
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -49,8 +49,7 @@ FAILURES = metrics.Counter(
 )
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """A request that is passed on, and what has become of it so far."""
 
     proxy: "Proxy"
@@ -346,9 +345,7 @@ class Proxy:
 
     def _admitted(self, request: Request, standing: Standing) -> None:
         head, body = request.head, request.body
-        request.lines = b"%bX-Request-Id: %b\r\ntraceparent: %b\r\n" % (
-            head.lines, request.id.encode(), request.traceparent.encode(),
-        )  # fmt: skip
+        request.lines = head.lines + f"X-Request-Id: {request.id}\r\ntraceparent: {request.traceparent}\r\n".encode()
         if body is not None:
             most = self._most[request.found.rule.route_class]
             length = request.message.headers.get(hdrs.CONTENT_LENGTH)
@@ -526,4 +523,4 @@ class Proxy:
             head += b"Connection: close\r\n"
         elif message.version < HttpVersion11:
             head += b"Connection: keep-alive\r\n"
-        caller.write(b"%b%b\r\n%b" % (head, common, b"" if message.method == hdrs.METH_HEAD else body))
+        caller.write(b"".join((head, common, b"\r\n", b"" if message.method == hdrs.METH_HEAD else body)))

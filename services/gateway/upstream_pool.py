@@ -8,10 +8,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, MutableSequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+import msgspec
 
 _CONNECT_SECONDS = 1.0
 _KEEPALIVE_SECONDS = 20.0  # shorter than our servers', so no request meets a closing connection
@@ -29,29 +31,23 @@ class Unreachable(UpstreamError):
     """No connection was to be had, so nothing was sent."""
 
 
-class Answer:
+class Answer(msgspec.Struct, eq=False):
     """The head of an answer, and its body as it arrives. Close it, whether or not it was read to its end."""
 
-    __slots__ = (
-        "_arrived", "_buffered", "_chunks", "_closed", "_connection", "_error", "_whole",
-        "bodyless", "closes", "headers", "reason", "repeatable", "status", "tell",
-    )  # fmt: skip
-
-    def __init__(self, connection: "_Connection", method: str) -> None:
-        self.tell: Callable[[], None] | None = None  # called once, when head or failure is there; it must not raise
-        self.repeatable = connection.used  # it may be the connection's fault when nothing is answered
-        self.status = 0
-        self.reason = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.bodyless = method == "HEAD"
-        self.closes = False  # the connection, after this one
-        self._connection = connection
-        self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._whole = False
-        self._error: Exception | None = None
-        self._arrived: asyncio.Future[None] | None = None
-        self._closed = False
+    _connection: "_Connection"
+    repeatable: bool  # it may be the connection's fault when nothing is answered
+    bodyless: bool
+    tell: Callable[[], None] | None = None  # called once, when head or failure is there; it must not raise
+    status: int = 0
+    reason: bytes = b""
+    headers: list[tuple[bytes, bytes]] = []
+    closes: bool = False  # the connection, after this one
+    _chunks: list[bytes] = []
+    _buffered: int = 0
+    _whole: bool = False
+    _error: Exception | None = None
+    _arrived: asyncio.Future[None] | None = None
+    _closed: bool = False
 
     async def head(self) -> None:
         """Wait for it. Raises `UpstreamError` when it does not come."""
@@ -147,7 +143,7 @@ class _Connection(asyncio.Protocol):
         return bool(self._transport.is_closing())
 
     def exchange(self, method: str, head: bytes, body: AsyncIterable[bytes] | None, chunked: bool) -> Answer:
-        answer = self._answer = Answer(self, method)
+        answer = self._answer = Answer(self, self.used, method == "HEAD")
         self.head_bytes, self._keep, self._headers = 0, False, answer.headers
         self._transport.write(head)
         if body is not None:
@@ -279,6 +275,7 @@ class Pool:
         self._port = parts.port or (443 if self._tls else 80)
         self._host_line = f"Host: {parts.netloc}\r\n".encode()
         self._path = parts.path.rstrip("/")
+        self._first = lru_cache(maxsize=256)(self._first_lines)
         self._most = connections
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: deque[_Connection] = deque()
@@ -337,11 +334,14 @@ class Pool:
         return connection.exchange(method, head, None, False)
 
     def _head(self, method: str, target: str, headers: bytes, *, chunked: bool) -> bytes:
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
+        return b"".join((self._first(method, target), headers, framing))
+
+    def _first_lines(self, method: str, target: str) -> bytes:
         if "\r" in target or "\n" in target:
             raise ValueError("a line break in what is asked for")
         first = f"{method} {self._path}{target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
-        framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
-        return b"%b%b%b%b" % (first, self._host_line, headers, framing)
+        return first + self._host_line
 
     def retire(self) -> None:
         """Keep no connection beyond what is under way on it."""
@@ -397,7 +397,7 @@ class Pool:
             connection = self._idle.pop()  # the one that was used last
             if connection.idle_since < oldest:
                 connection.close()
-            elif not connection.closing:
+            elif not connection._transport.is_closing():
                 return connection
         return None
 
