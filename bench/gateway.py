@@ -198,7 +198,7 @@ def report(subjects: list[Subject], given: argparse.Namespace) -> None:
         "",
         f"`make bench-gateway`: {given.rounds} rounds in turns of {given.seconds} s, {given.connections} connections,",
         f"one process each, {os.cpu_count()} cores shared with wrk and the service, load {os.getloadavg()[0]:.0f}.",
-        "Medians; the least and the most.",
+        f"Python {sys.version.split()[0]}. Medians; the least and the most.",
         "",
         "| | CPU us a request | times nginx | requests a second |",
         "|---|---|---|---|",
