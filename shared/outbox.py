@@ -18,12 +18,10 @@ from functools import cache, partial
 from itertools import starmap
 from typing import Self
 
-import asyncpg
 import msgspec
 
 from shared import metrics
 from shared.database import Cursor, Database, Transaction
-from shared.errors import TenfoldError
 from shared.events import Bus, Envelope, Event, Message
 from shared.logs import get_logger
 
@@ -128,9 +126,9 @@ class Relay:
                 if more:
                     self._woken.set()
                 refused = 0
-            except (TenfoldError, asyncpg.PostgresError) as error:
+            except Exception as error:  # noqa: BLE001 - a relay that ends in silence is the worst of failures
                 refused += 1
-                log.warning("relay_failed", relay=self._service, error=str(error))
+                log.warning("relay_failed", relay=self._service, error=repr(error))
                 if stopping:
                     return
             else:
@@ -163,7 +161,7 @@ class Relay:
             raise fault
         return bool(self._due)
 
-    async def _relay(self, tx: Transaction, shards: set[int]) -> BaseException | None:
+    async def _relay(self, tx: Transaction, shards: set[int]) -> Exception | None:
         """While one batch is sent, the one before it is deleted and the next is read.
 
         A failure of the bus is returned, so that what it has taken before is deleted.
@@ -183,8 +181,10 @@ class Relay:
             )
             if isinstance(following, BaseException):
                 raise following
-            if isinstance(outcomes, BaseException):
+            if isinstance(outcomes, Exception):
                 return outcomes
+            if isinstance(outcomes, BaseException):
+                raise outcomes
             sent = self._sent(batch, outcomes)
             if last:
                 self._due |= shards
@@ -200,8 +200,7 @@ class Relay:
             if fault is not None and message.key not in self._waiting_keys:
                 self._waiting_keys[message.key] = time.monotonic() + _RETRY_SECONDS
                 metrics.child(FAILED, self._service).inc()
-                event = Envelope.from_message(message)
-                log.warning("event_not_relayed", type=event.type, event_id=str(event.id), error=repr(fault))
+                log.warning("event_not_relayed", topic=message.topic, key=message.key, error=repr(fault))
         return sent
 
     async def _look(self) -> list[int]:

@@ -275,7 +275,6 @@ class Pool:
         self._port = parts.port or (443 if self._tls else 80)
         self._host_line = f"Host: {parts.netloc}\r\n".encode()
         self._path = parts.path.rstrip("/")
-        self._first = lru_cache(maxsize=256)(self._first_lines)
         self._most = connections
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: deque[_Connection] = deque()
@@ -335,13 +334,7 @@ class Pool:
 
     def _head(self, method: str, target: str, headers: bytes, *, chunked: bool) -> bytes:
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
-        return b"".join((self._first(method, target), headers, framing))
-
-    def _first_lines(self, method: str, target: str) -> bytes:
-        if "\r" in target or "\n" in target:
-            raise ValueError("a line break in what is asked for")
-        first = f"{method} {self._path}{target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
-        return first + self._host_line
+        return b"".join((_first_line(method, self._path, target), self._host_line, headers, framing))
 
     def retire(self) -> None:
         """Keep no connection beyond what is under way on it."""
@@ -421,3 +414,10 @@ class Pool:
         """One was closed by the instance: the others have most likely been so too."""
         while self._idle:
             self._idle.pop().close()
+
+
+@lru_cache(maxsize=1024)
+def _first_line(method: str, base: str, target: str) -> bytes:
+    if "\r" in target or "\n" in target:
+        raise ValueError("a line break in what is asked for")
+    return f"{method} {base}{target} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")

@@ -14,7 +14,7 @@ _STOP_SECONDS = 10.0
 class InlineBus:
     """Delivers in this process. `open_for_delivery` is called once every consumer is registered."""
 
-    batch = 16  # a handler may take seconds
+    batch = 8  # a handler may take seconds
 
     def __init__(self) -> None:
         self._consumers: list[Consumer] = []

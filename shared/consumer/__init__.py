@@ -52,7 +52,6 @@ _RETRY_BATCH = 8
 _LEASE_SECONDS = 300.0
 _DOWN_SECONDS = 5.0
 _BURIED_AT_ONCE = 1000
-_SWEPT_AT_ONCE = 10_000
 _DEAD_KEPT = "90 days"
 _KEPT = "30 days"  # well past the broker's retention
 
@@ -274,7 +273,7 @@ def _attempts(error: Exception) -> int:
 
 async def clean_up(db: Database) -> int:
     """Forget events handled long before any broker would deliver them again; returns how many."""
-    return await sweep(db, "inbox", "handled_at", _KEPT, batch=_SWEPT_AT_ONCE, by_range=True)
+    return await sweep(db, "inbox", "handled_at", _KEPT)
 
 
 async def clean_up_failed(db: Database) -> int:

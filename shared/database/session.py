@@ -29,11 +29,13 @@ class Session:
         self.fetchval = partial(self._run, connection.fetchval)
         self.execute = partial(self._run, connection.execute)
         self.executemany = partial(self._run, connection.executemany)
-        self._open = connection.cursor
+        self._prepare = connection.prepare
 
     async def cursor(self, sql: str, *args: object) -> "Cursor":
         """For the transaction in progress; each of its fetches is bounded as a statement is."""
-        return Cursor(self, await self._run(self._open, sql, *args))
+        # The driver's own way leaves a prepared statement with a name, which behind PgBouncer another client may have.
+        statement = await self._run(partial(self._prepare, name=""), sql)
+        return Cursor(self, await self._run(statement.cursor, *args))
 
     def _run(self, statement: Callable[..., Awaitable[T]], *args: object) -> Awaitable[T]:
         return self._alarm.within(self._seconds, statement(*args))

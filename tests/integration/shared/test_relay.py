@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 
 from shared import outbox
@@ -179,6 +180,37 @@ async def test_when_the_bus_is_away_nothing_more_begins_and_nothing_is_lost(worl
     world.bus.away = False
     await world.relay.sweep()
     assert await world.left() == []
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_RETRY_SECONDS", 0.01)
+    publish = world.bus.publish
+
+    async def failing(messages: list[Message]) -> list[Exception | None]:
+        outcomes = await publish(messages)
+        if world.bus.calls == 1:
+            raise RuntimeError("nobody foresaw it")
+        return outcomes
+
+    monkeypatch.setattr(world.bus, "publish", failing)
+    await world.write(Made(thing_id=new_id(), number=0))
+    async with Relay.opened("things", world.db, world.bus):
+        await eventually(lambda: _is_empty(world))
+    assert world.bus.calls == 2
+
+
+async def test_it_leaves_no_state_on_a_connection_that_it_may_share(
+    data_settings: DataSettings, health: Health
+) -> None:
+    settings = msgspec.structs.replace(data_settings, database_pgbouncer=True, database_pool_max=1)
+    async with Database.opened("things", settings, health) as db:
+        async with db.transaction() as tx:
+            await outbox._lock(tx, "things", [1])
+            backlog = await outbox.Backlog.opened(tx, [1], [], 10)
+            assert await backlog.read() == []
+            assert await tx.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
+        async with db.transaction() as tx:
+            assert await tx.fetchval("SELECT current_setting('enable_sort')") == "on"
 
 
 async def test_shards_that_another_relay_has_are_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

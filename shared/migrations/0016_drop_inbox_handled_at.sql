@@ -1,2 +1,0 @@
--- inbox_handled_in takes its place.
-DROP INDEX CONCURRENTLY IF EXISTS inbox_handled_at;
