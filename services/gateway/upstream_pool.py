@@ -390,7 +390,7 @@ class Pool:
             connection = self._idle.pop()  # the one that was used last
             if connection.idle_since < oldest:
                 connection.close()
-            elif not connection._transport.is_closing():
+            elif not connection.closing:
                 return connection
         return None
 

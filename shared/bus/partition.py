@@ -28,12 +28,7 @@ class Progress:
 
     def finish(self, offsets: Iterable[int]) -> None:
         in_hand, done = self._in_hand, self._done
-        for offset in offsets:
-            if in_hand and in_hand[0] == offset:
-                in_hand.popleft()
-                self.position = offset + 1
-            else:
-                done.add(offset)
+        done.update(offsets)
         while in_hand and in_hand[0] in done:
             first = in_hand.popleft()
             done.remove(first)

@@ -29,12 +29,12 @@ class Session:
         self.fetchval = partial(self._run, connection.fetchval)
         self.execute = partial(self._run, connection.execute)
         self.executemany = partial(self._run, connection.executemany)
-        self._prepare = connection.prepare
+        # The driver's own cursors leave a statement with a name, which behind PgBouncer another client may have too.
+        self._prepare = partial(connection.prepare, name="")
 
     async def cursor(self, sql: str, *args: object) -> "Cursor":
         """For the transaction in progress; each of its fetches is bounded as a statement is."""
-        # The driver's own way leaves a prepared statement with a name, which behind PgBouncer another client may have.
-        statement = await self._run(partial(self._prepare, name=""), sql)
+        statement = await self._run(self._prepare, sql)
         return Cursor(self, await self._run(statement.cursor, *args))
 
     def _run(self, statement: Callable[..., Awaitable[T]], *args: object) -> Awaitable[T]:

@@ -17,8 +17,7 @@ class RetryBudget:
         self._filled_at = monotonic()
 
     def called(self) -> None:
-        left = self._left + _A_CALL
-        self._left = min(_AT_ONCE, left)
+        self._left = min(_AT_ONCE, self._left + _A_CALL)
 
     def granted(self) -> bool:
         """Whether one more try may be made; counts it."""

@@ -1,6 +1,5 @@
 import asyncio
 
-from shared.consumer import clean_up
 from shared.database import Database
 from shared.health import Health
 from shared.settings import DataSettings
@@ -20,19 +19,6 @@ async def test_sweeps_all_that_is_old_in_batches_and_nothing_else(data_settings:
         assert sum(swept) == OLD
         assert await left(db) == 24
         assert await sweep(db, "forgotten", "forgotten_at", batch=10) == 24
-
-
-async def test_the_inbox_keeps_what_is_young(data_settings: DataSettings, health: Health) -> None:
-    async with Database.opened("users", data_settings, health) as db:
-        async with db.transaction() as tx:
-            await tx.execute(
-                "INSERT INTO inbox (consumer, event_id, handled_at) SELECT 'things', gen_random_uuid(),"
-                f" now() - interval '30 days' + interval '1 minute' * (n - {OLD}) FROM generate_series(1, {OLD} + 24) n"
-            )
-        swept = await asyncio.gather(*(clean_up(db) for _ in range(4)))
-        assert sum(swept) == OLD
-        async with db.transaction() as tx:
-            assert await tx.fetchval("SELECT count(*) FROM inbox") == 24
 
 
 async def left(db: Database) -> int:
