@@ -32,7 +32,7 @@ from shared.events import Envelope, Event, Message
 from shared.health import Check, Health
 from shared.ids import new_id
 from shared.outbox import Outbox, Relay
-from shared.records import decode_headers
+from shared.records import Fetched, decode_headers
 from shared.runner import spare_collector
 from shared.settings import DataSettings
 
@@ -113,13 +113,12 @@ class Bench:
         keys = [new_id() for _ in range(KEYS)]
         self.events = [Measured(thing_id=keys[n % KEYS], number=n) for n in range(EVENTS)]
         self.to_read = [Read(thing_id=event.thing_id, number=event.number) for event in self.events]
-        self.records = self.as_new()
+        self.records = [(m.key.encode(), m.data, decode_headers(m.headers)) for m in self.as_new()]
         spare_collector()  # for all contenders, as in every process of ours
 
-    def as_new(self) -> list[tuple[bytes, bytes, list[tuple[str, bytes]]]]:
-        """The events as records, under new ids."""
-        messages = [envelope.to_message() for envelope in Envelope.wrap_all(self.events, "bench")]
-        return [(m.key.encode(), m.data, decode_headers(m.headers)) for m in messages]
+    def as_new(self) -> list[Message]:
+        """The events under new ids."""
+        return [envelope.to_message() for envelope in Envelope.wrap_all(self.events, "bench")]
 
     async def raw_send(self) -> Cost:
         """The same records by `send_batch`, six partitions at a time."""
@@ -207,8 +206,8 @@ class Bench:
         """What the consumer does in the database, for events that are decoded already."""
         consumer = Consumer(str(new_id()), [On(Measured, one, batch=have_effect)], self.db)
         records = [
-            aiokafka.ConsumerRecord(Measured.TOPIC, 0, n, 0, 0, key, value, None, len(key), len(value), tuple(headers))
-            for n, (key, value, headers) in enumerate(self.as_new())
+            Fetched(n, 0, message.key.encode(), message.data, message.headers, Measured.TOPIC, 0)
+            for n, message in enumerate(self.as_new())
         ]
         batches = [records[start : start + 1000] for start in range(0, EVENTS, 1000)]
 

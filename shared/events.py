@@ -7,6 +7,7 @@ A service declares what it publishes in its `events.py`; who consumes one declar
 
 import builtins
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -18,7 +19,7 @@ from asyncpg.pgproto import pgproto
 from shared import consistency, tracing
 from shared.clock import Clock, SystemClock
 from shared.ids import new_id
-from shared.records import decode_headers, sized, varint
+from shared.records import Fetched, decode_headers, sized, varint
 
 E = TypeVar("E", bound="Event")
 
@@ -103,7 +104,11 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def from_record(cls, record: Any) -> "Envelope":
         """Raises `InvalidEnvelope` when required attributes are missing or wrong."""
-        return cls._read(record.topic, record.value or b"", record.headers, origin(record))
+        try:
+            headers = record.headers
+        except ValueError as error:
+            raise InvalidEnvelope(f"its headers: {error}") from error
+        return cls._read(record.topic, record.value or b"", headers, origin(record))
 
     @classmethod
     def _read(cls, topic: str, data: bytes, headers: Iterable[tuple[str, bytes]], origin: str) -> "Envelope":
@@ -127,31 +132,31 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
 
 
-def glance(record: Any) -> tuple[bytes, bytes, bytes]:
-    """Id, type and key, as bytes: what a batch needs to know, for an `Envelope` takes longer to make than all the rest.
-
-    Read where our relay puts them, else by name. Raises `InvalidEnvelope` as `Envelope.from_record` does.
+def glance(records: Iterable[Any]) -> list[tuple[bytes, bytes] | None]:
+    """Id and type of each, as bytes, and `None` for what is no event: all that a batch needs to know, for an `Envelope`
+    takes longer to make than all the rest. Read where our relay puts them, else by name.
     """
-    headers = record.headers
-    if len(headers) > _SUBJECT_AT:
-        id_name, id_ = headers[0]
-        type_name, type_ = headers[1]
-        key_name, key = headers[_SUBJECT_AT]
-        if (
-            id_name == "ce_id"
-            and type_name == "ce_type"
-            and key_name == "ce_subject"
-            and headers[3] == _VERSION
-            and len(id_) == _ID_LENGTH
-        ):
-            return id_, type_, key
-    envelope = Envelope.from_record(record)
-    return str(envelope.id).encode(), envelope.type.encode(), envelope.key.encode()
-
-
-_SUBJECT_AT = 5
-_VERSION = ("ce_specversion", _SPEC_VERSION)
-_ID_LENGTH = 36
+    found: list[tuple[bytes, bytes] | None] = []
+    few, end, kind = b"", _FEW_AT, b""  # as in the record before: most are of the same type
+    for record in records:
+        if type(record) is Fetched:
+            encoded = record.encoded
+            if encoded[_FEW_AT:end] != few or not few:
+                end = encoded.find(_TIME, _FEW_AT) + len(_TIME)
+                few = encoded[_FEW_AT:end]
+                kind = _type_in(few)
+            if kind and encoded[1:_ID_AT] == _ID and len(encoded) > end:
+                subject_at = end + 1 + (encoded[end] >> 1)  # behind the time, whose length is one byte
+                if encoded[subject_at : subject_at + len(_SUBJECT)] == _SUBJECT:
+                    found.append((encoded[_ID_AT:_FEW_AT], kind))
+                    continue
+        try:
+            envelope = Envelope.from_record(record)
+        except InvalidEnvelope:
+            found.append(None)
+        else:
+            found.append((str(envelope.id).encode(), envelope.type.encode()))
+    return found
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -166,6 +171,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """Of the outbox."""
 
 
+_ID = sized(b"ce_id") + varint(36)
+_ID_AT = 1 + len(_ID)
+_FEW_AT = _ID_AT + 36
+_TIME = sized(b"ce_time")
 _SUBJECT = sized(b"ce_subject")
 _CONTENT_TYPE = sized(b"content-type") + sized(b"application/json")
 
@@ -179,7 +188,17 @@ def _before_id(extensions: int) -> bytes:
 def _of_type(kind: str, source: str) -> bytes:
     """The headers that have few values."""
     few = ((b"ce_type", kind.encode()), (b"ce_source", source.encode()), (b"ce_specversion", _SPEC_VERSION))
-    return b"".join(sized(name) + sized(value) for name, value in few) + sized(b"ce_time")
+    return b"".join(sized(name) + sized(value) for name, value in few) + _TIME
+
+
+@lru_cache(maxsize=1024)
+def _type_in(few: bytes) -> bytes:
+    """The type for which `_of_type` made these bytes; empty if it did not."""
+    with suppress(ValueError):
+        (_, kind), (_, source), _ = decode_headers(varint(3) + few)
+        if _of_type(kind.decode(), source.decode()) == few:
+            return kind
+    return b""
 
 
 def _extensions(found: Mapping[str, bytes]) -> dict[str, str]:

@@ -14,10 +14,10 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
-import aiokafka
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from shared.bus.fetching import FetchingConsumer
 from shared.bus.lag import Lag
 from shared.bus.partition import Partition
 from shared.consumer import Consumer, delay
@@ -98,7 +98,7 @@ class Member:
 
     def _client(self) -> Any:
         session_ms = int(self._settings.kafka_session_timeout_seconds * 1000)
-        return aiokafka.AIOKafkaConsumer(
+        return FetchingConsumer(
             bootstrap_servers=list(self._settings.kafka_bootstrap),
             group_id=self._consumer.group,
             # A member that comes back under its name within the session takes its partitions over at once.

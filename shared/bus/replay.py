@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
-import aiokafka
 from aiokafka.errors import KafkaError
 
+from shared.bus.fetching import FetchingConsumer
 from shared.bus.member import stopped
 from shared.errors import Unavailable
 from shared.events import Envelope, InvalidEnvelope
@@ -22,7 +22,7 @@ _POLL_MS = 500
 async def replay(topics: Iterable[str], settings: DataSettings, batch: int) -> AsyncIterator[list[Envelope]]:
     """What the topics hold at the start, in the order of each key, at most `batch` at a time. What is no event is
     passed over. Raises `Unavailable` when the broker is away or falls silent."""
-    kafka = aiokafka.AIOKafkaConsumer(
+    kafka = FetchingConsumer(
         *topics,
         bootstrap_servers=list(settings.kafka_bootstrap),
         enable_auto_commit=False,
@@ -43,7 +43,7 @@ async def replay(topics: Iterable[str], settings: DataSettings, batch: int) -> A
         await stopped(kafka.stop)
 
 
-async def _position(kafka: aiokafka.AIOKafkaConsumer, partition: object) -> int:
+async def _position(kafka: FetchingConsumer, partition: object) -> int:
     async with asyncio.timeout(_SILENCE_SECONDS):
         position: int = await kafka.position(partition)
         return position

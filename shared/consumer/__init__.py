@@ -34,7 +34,7 @@ from shared.consumer.delivery import DURATION, HANDLED, TIMEOUTS, AlreadyHandled
 from shared.consumer.parking import Fault, Parked
 from shared.database import Database
 from shared.errors import Unavailable
-from shared.events import CONSISTENCY, Envelope, Event, InvalidEnvelope, glance
+from shared.events import CONSISTENCY, Envelope, Event, glance
 from shared.logs import get_logger
 from shared.sweeping import sweep
 
@@ -114,14 +114,15 @@ class Consumer:
         """
         items: list[Item] = []
         apart: list[int] = []
-        for position, record in enumerate(records):
-            try:
-                id_, kind, key = glance(record)
-                if (found := self._decoders.get(kind)) is not None:
-                    on, decode = found
-                    items.append((position, on, id_, key, decode(record.value or b"")))
-            except (InvalidEnvelope, msgspec.DecodeError):
+        for position, (record, seen) in enumerate(zip(records, glance(records), strict=True)):
+            if seen is None:
                 apart.append(position)
+            elif (found := self._decoders.get(seen[1])) is not None:
+                on, decode = found
+                try:
+                    items.append((position, on, seen[0], record, decode(record.value or b"")))
+                except msgspec.DecodeError:
+                    apart.append(position)
         try:
             async with asyncio.timeout(self._handler_seconds):
                 behind = await self._handle_items(items)

@@ -9,13 +9,13 @@ from shared import metrics
 from shared.consumer import parking
 from shared.consumer.delivery import DURATION, HANDLED, On
 from shared.database import Database
-from shared.events import Event
+from shared.events import Envelope, Event
 
 INBOX_KEY = "inbox_pkey"
 
 
-# An event of a batch: its position there, who handles it, its id, its key, and itself. A tuple, for there are many.
-Item = tuple[int, On[Any], bytes, bytes, Event]
+# An event of a batch: its position there, who handles it, its id, its record, and itself. A tuple, for there are many.
+Item = tuple[int, On[Any], bytes, Any, Event]
 
 
 async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
@@ -26,10 +26,10 @@ async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
     async with db.transaction() as tx:
         behind: list[int] = []
         if await parking.any_waits(tx, group):
-            keys = {key.decode() for _, _, _, key, _ in items}
-            waiting = {key.encode() for key in await parking.waiting_keys(tx, group, keys)}
-            behind = [position for position, on, _, key, _ in items if on.ordered and key in waiting]
-            items = [item for item in items if not (item[1].ordered and item[3] in waiting)]
+            keys = {position: Envelope.from_record(record).key for position, _, _, record, _ in items}
+            waiting = await parking.waiting_keys(tx, group, set(keys.values()))
+            behind = [position for position, on, *_ in items if on.ordered and keys[position] in waiting]
+            items = [item for item in items if not (item[1].ordered and keys[item[0]] in waiting)]
         by_handler = _by_handler(items)
         for on, same in by_handler.items():
             # Not ON CONFLICT: that costs half as much again, and repeated events are rare. The ids are one text, for
@@ -42,7 +42,7 @@ async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
         for on, run in itertools.groupby(items, operator.itemgetter(1)):
             assert on.batch is not None
             with metrics.child(DURATION, on.consumer(group), on.event.TYPE).time():
-                await on.batch(tx, [event for *_, event in run])
+                await on.batch(tx, [item[4] for item in run])
     for on, same in by_handler.items():
         metrics.child(HANDLED, on.consumer(group), on.event.TYPE, "done").inc(len(same))
     return behind

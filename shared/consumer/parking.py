@@ -6,6 +6,7 @@ matters. The oldest parked event of a key is its head, and only heads are taken.
 
 import traceback
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -179,6 +180,9 @@ async def redrive(connection: Connection, event_ids: list[UUID] | None) -> int:
 
 def unreadable(record: Any, origin: str) -> Envelope:
     """A stand-in for bytes that are not one of our events, under an id that stays when they are delivered again."""
+    headers: dict[str, str] = {}
+    with suppress(ValueError):
+        headers = {name: (value or b"").decode("latin-1") for name, value in record.headers}
     return Envelope(
         id=uuid5(NAMESPACE_OID, origin),
         type=UNREADABLE,
@@ -187,7 +191,7 @@ def unreadable(record: Any, origin: str) -> Envelope:
         key=(record.key or b"").decode("latin-1"),
         time=datetime.fromtimestamp(record.timestamp / 1000, UTC),
         data=record.value or b"",
-        headers={name: value.decode("latin-1") for name, value in record.headers},
+        headers=headers,
         origin=origin,
     )
 

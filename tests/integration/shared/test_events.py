@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 
-import aiokafka
 import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from shared import consistency, outbox
-from shared.bus import InlineBus, KafkaBus
+from shared.bus import InlineBus, KafkaBus, member
+from shared.bus.fetching import FetchingConsumer
 from shared.bus.lag import LAG
 from shared.consumer import Consumer, Delivery, On, clean_up
 from shared.database import Connection
@@ -278,9 +278,9 @@ async def test_a_consumer_that_gets_nothing_is_made_anew(
 ) -> None:
     if backing.broker != "apache":
         pytest.skip("needs Apache Kafka: the stand-in answers a member that leaves with what the client cannot read")
-    made: list[aiokafka.AIOKafkaConsumer] = []
+    made: list[FetchingConsumer] = []
 
-    class Stuck(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
+    class Stuck(FetchingConsumer):
         """The first one that joins never gets a record, as after a broker's restart (aiokafka 1154)."""
 
         async def getmany(self, *partitions: object, timeout_ms: int = 0, max_records: int | None = None) -> object:
@@ -291,7 +291,7 @@ async def test_a_consumer_that_gets_nothing_is_made_anew(
                 return {}
             return await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
 
-    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", Stuck)
+    monkeypatch.setattr(member, "FetchingConsumer", Stuck)
     settings = msgspec.structs.replace(data_settings, kafka_stall_seconds=1)
     await world.make(new_id(), 1)
     async with KafkaBus.opened(settings, health) as bus, bus.consuming(world.consumer(), 4):

@@ -15,10 +15,10 @@ from shared.consumer.__main__ import run
 from shared.consumer.delivery import TIMEOUTS
 from shared.database import Transaction
 from shared.errors import Unavailable
-from shared.events import Envelope
+from shared.events import Envelope, Message
 from shared.health import Health
 from shared.ids import new_id
-from shared.records import decode_headers
+from shared.records import Fetched, decode_headers, sized, varint
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.integration.shared import worlds
@@ -72,8 +72,7 @@ async def test_a_batch_that_hangs_is_taken_apart(world: World) -> None:
 
     consumer = Consumer(world.group, [On(world.made, world.note, batch=hang)], world.db, SOON, handler_seconds=0.5)
     message = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things").to_message()
-    headers = tuple(decode_headers(message.headers))
-    record = aiokafka.ConsumerRecord(message.topic, 0, 0, 0, 0, b"", message.data, None, 0, len(message.data), headers)
+    record = Fetched(0, 0, b"", message.data, message.headers, message.topic, 0)
     assert await consumer.handle_batch([record]) == [0]
     assert not await world.count("inbox")
 
@@ -185,8 +184,9 @@ async def test_a_dead_letter_that_is_redriven_twice_has_one_effect(
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
+@pytest.mark.parametrize("batch", [False, True])
 async def test_poison_bytes_are_buried_and_the_rest_goes_on(
-    world: World, stack: AsyncExitStack, data_settings: DataSettings
+    world: World, stack: AsyncExitStack, data_settings: DataSettings, batch: bool
 ) -> None:
     await world.make(new_id(), 1)  # makes the topic
     await eventually(world.outbox_is_empty)
@@ -196,16 +196,21 @@ async def test_poison_bytes_are_buried_and_the_rest_goes_on(
         for poison in (b"\x00\xff poison", None):
             headers = [("ce_id", b"\x00\xff"), ("\x00", b"")]
             await producer.send_and_wait(world.made.TOPIC, poison, key=b"k\x00\xff", headers=headers)
+    no_text, no_value = varint(1) + sized(b"\xff") + sized(b""), varint(1) + sized(b"x") + b"\x01"
+    for headers_of_one in (no_text, no_value):
+        message = Message(world.made.TOPIC, "k", b"headers", headers_of_one)
+        assert await world.bus.publish([message]) == [None]
     await world.make(new_id(), 2)
-    await stack.enter_async_context(world.bus.consuming(world.consumer(), 4))
+    await stack.enter_async_context(world.bus.consuming(world.consumer(batch=batch), 4))
     await eventually(lambda: world.has_effects(2), within=30)
-    await eventually(lambda: world.has("dead_letters", 2), within=30)
+    await eventually(lambda: world.has("dead_letters", 4), within=30)
     async with world.db.transaction() as tx:
-        letters = await tx.fetch("SELECT data, type, reason, origin FROM dead_letters ORDER BY origin")
-    assert [letter["data"] for letter in letters] == [b"\x00\xff poison", b""]
+        letters = await tx.fetch("SELECT data, type, reason FROM dead_letters ORDER BY data DESC, reason")
+    assert [letter["data"] for letter in letters] == [b"headers", b"headers", b"\x00\xff poison", b""]
     assert {letter["type"] for letter in letters} == {"unreadable"}
-    assert "ce_specversion" in letters[0]["reason"]
-    print(f"poison records 2: buried {len(letters)}, effects of the others {len(await world.effects())}")
+    assert ["utf-8" in letter["reason"] for letter in letters] == [False, True, False, False]
+    assert "ce_specversion" in letters[2]["reason"]
+    print(f"poison records 4: buried {len(letters)}, effects of the others {len(await world.effects())}")
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
@@ -235,6 +240,26 @@ async def test_a_batch_has_its_effects_in_one_transaction_or_is_taken_apart(
     assert world.batches < 20
     if not bad:
         assert world.calls == 0
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+@pytest.mark.parametrize("batch", [False, True])
+async def test_records_that_a_foreign_sender_compressed_are_events_too(
+    world: World, stack: AsyncExitStack, data_settings: DataSettings, batch: bool
+) -> None:
+    await world.make(key := new_id(), 0)
+    await eventually(world.outbox_is_empty)
+    async with aiokafka.AIOKafkaProducer(
+        bootstrap_servers=list(data_settings.kafka_bootstrap), enable_idempotence=False, compression_type="gzip"
+    ) as producer:
+        for envelope in Envelope.wrap_all([world.made(thing_id=key, number=n) for n in range(1, 50)], "things"):
+            sent = envelope.to_message()
+            await producer.send(sent.topic, sent.data, key=sent.key.encode(), headers=decode_headers(sent.headers))
+    await stack.enter_async_context(world.bus.consuming(world.consumer(batch=batch), 4))
+    await eventually(lambda: world.has_effects(50), within=30)
+    await world.make(key, 50)
+    await eventually(lambda: world.has_effects(51), within=30)
+    assert await world.effects() == [(key, number) for number in range(51)]
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
