@@ -46,6 +46,7 @@ class AdaptiveLimit:
     - The usual is learned only while there is no sign of overload, and slowly, so that it cannot drift upwards with
       it. Should the service have become slower for good, the limit sinks to its floor, where nobody waits for anybody,
       and what is measured there becomes the usual.
+    - It is cut at once to what is answered in the time that one may take (Little's law), not by half at a time.
     - There is a hard cap, for drift that is slow enough is not seen.
     - A change takes effect before the next one: times of requests from before it are not looked at.
 
@@ -62,6 +63,7 @@ class AdaptiveLimit:
         self._kinds: dict[str, _Kind] = {}
         self._peak = 0
         self._samples = 0
+        self._answers = 0  # of these, the ones that somebody still waited for
         self._strikes = 0
         self._window_from = self._changed_at = monotonic()
 
@@ -90,11 +92,11 @@ class AdaptiveLimit:
         """
         found = self._kinds.get(kind)
         if found is not None and found.windows >= _KNOWN_WINDOWS and self._monotonic() - began > found.usual:
-            self.give(kind, began)
+            self.give(kind, began, answers=0)
         else:
             self.in_flight -= 1
 
-    def give(self, kind: str, began: float) -> None:
+    def give(self, kind: str, began: float, answers: int = 1) -> None:
         """What was taken at `began` has ended. There must be few kinds."""
         self.in_flight -= 1
         if began < self._changed_at:
@@ -105,7 +107,10 @@ class AdaptiveLimit:
             found = self._kinds[kind] = _Kind()
         found.seconds += now - began
         found.count += 1
+        if not self._samples:
+            self._window_from = now
         self._samples += 1
+        self._answers += answers
         if self._samples >= _WINDOW_SAMPLES and now - self._window_from >= _WINDOW_SECONDS:
             self._adapt(now)
 
@@ -114,22 +119,22 @@ class AdaptiveLimit:
         actual = sum(kind.seconds for kind in seen)
         expected = sum(kind.usual * kind.count if kind.windows >= _KNOWN_WINDOWS else kind.seconds for kind in seen)
         allowed = _TOLERANCE * expected + _SLACK_SECONDS * self._samples
-        gradient = min(1.0, max(0.5, allowed / actual)) if actual > 0 else 1.0
+        elapsed = now - self._window_from
         busy = self._peak * 2 >= self.limit
         before = self.limit
         # Fewer than the floor are never in one another's way: whatever takes long then, the limit would not help.
-        self._strikes = self._strikes + 1 if gradient < 1 and self._peak > self._floor else 0
+        self._strikes = self._strikes + 1 if actual > allowed and self._peak > self._floor else 0
         if self._strikes >= _STRIKES:
-            used = min(self.limit, float(self._peak))
-            self.limit = max(self._floor, used * gradient + math.sqrt(used))
+            # By Little's law: as many as are answered in the time that one may take.
+            needed = allowed / self._samples * self._answers / elapsed
+            self.limit = min(self.limit, max(self._floor, needed + math.sqrt(needed)))
         elif busy and not self._strikes:
             self.limit = min(self._cap, self.limit + math.sqrt(self.limit))
-        elapsed = now - self._window_from
         at_floor = self.limit <= self._floor
         for kind in seen:
-            if at_floor or kind.windows < _KNOWN_WINDOWS or (gradient == 1 and not busy):
+            if at_floor or kind.windows < _KNOWN_WINDOWS or (actual <= allowed and not busy):
                 kind.learn(1.0 if at_floor else elapsed / _LEARNING_SECONDS)
             kind.clear()
         if self.limit != before:
             self._changed_at = now
-        self._window_from, self._samples, self._peak = now, 0, self.in_flight
+        self._samples, self._answers, self._peak = 0, 0, self.in_flight

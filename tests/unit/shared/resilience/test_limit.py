@@ -89,6 +89,14 @@ def test_overload_keeps_nine_tenths_of_the_peak(overload: float, leave: bool) ->
     assert limit.limit < 8 * WORKERS
 
 
+def test_the_limit_is_found_within_seconds() -> None:
+    service, limit = limited(cap=1000)
+    service.run(CAPACITY * 0.5, 10)
+    assert limit.limit == 1000
+    service.run(CAPACITY * 5, 3)  # in which what came in too large a number is worked off
+    assert service.run(CAPACITY * 5, 1) >= 0.9 * CAPACITY
+
+
 def test_it_does_not_drift_upwards_under_overload() -> None:
     service, limit = limited()
     service.run(CAPACITY * 0.5, 10)
