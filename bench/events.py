@@ -206,7 +206,7 @@ class Bench:
         """What the consumer does in the database, for events that are decoded already."""
         consumer = Consumer(str(new_id()), [On(Measured, one, batch=have_effect)], self.db)
         records = [
-            Fetched(n, 0, message.key.encode(), message.data, message.headers, Measured.TOPIC, 0)
+            Fetched(Measured.TOPIC, 0, n, 0, message.key.encode(), message.data, message.headers)
             for n, message in enumerate(self.as_new())
         ]
         batches = [records[start : start + 1000] for start in range(0, EVENTS, 1000)]

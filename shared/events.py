@@ -6,9 +6,9 @@ A service declares what it publishes in its `events.py`; who consumes one declar
 """
 
 import builtins
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import UUID
@@ -39,7 +39,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     KEY: ClassVar[str]
 
     def key(self) -> str:
-        return str(getattr(self, self.KEY))
+        """Raises `ValueError` when it is too long for one."""
+        key = str(getattr(self, self.KEY))
+        if len(key) > _LONGEST_KEY // 4:
+            raise ValueError(f"{self.TYPE} with a key of {len(key)} characters")
+        return key
 
 
 class InvalidEnvelope(Exception):
@@ -77,7 +81,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 
     def decode(self, view: builtins.type[E]) -> E:
         """The event as `view` sees it. Raises `msgspec.DecodeError` when it does not fit."""
-        event: E = _decoder(view).decode(self.data)
+        try:
+            event: E = _decoder(view).decode(self.data)
+        except (UnicodeDecodeError, RecursionError) as error:  # which msgspec raises besides
+            raise msgspec.DecodeError(str(error)) from None
         return event
 
     def to_message(self) -> "Message":
@@ -102,7 +109,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         return cls._read(message.topic, message.data, decode_headers(message.headers), "")
 
     @classmethod
-    def from_record(cls, record: Any) -> "Envelope":
+    def from_record(cls, record: Fetched) -> "Envelope":
         """Raises `InvalidEnvelope` when required attributes are missing or wrong."""
         try:
             headers = record.headers
@@ -111,9 +118,9 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         return cls._read(record.topic, record.value or b"", headers, origin(record))
 
     @classmethod
-    def _read(cls, topic: str, data: bytes, headers: Iterable[tuple[str, bytes]], origin: str) -> "Envelope":
+    def _read(cls, topic: str, data: bytes, headers: Sequence[tuple[str, bytes]], origin: str) -> "Envelope":
         try:
-            found = dict(headers)
+            found = dict(reversed(headers))  # the first of a name, as in a glance
             found.pop("content-type", None)
             if found.pop("ce_specversion") != _SPEC_VERSION:
                 raise InvalidEnvelope("another specversion")
@@ -122,41 +129,40 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
                 _text(found.pop("ce_type")),
                 _text(found.pop("ce_source")),
                 topic,
-                found.pop("ce_subject").decode(),
-                datetime.fromisoformat(found.pop("ce_time").decode()),
+                _kept(found.pop("ce_subject")),
+                _time(found.pop("ce_time")),
                 data,
                 _extensions(found) if found else {},
                 origin,
             )
-        except (KeyError, ValueError, AttributeError, TypeError) as error:
+        except (KeyError, ValueError, AttributeError, TypeError, OverflowError) as error:
             raise InvalidEnvelope(f"{type(error).__name__}: {error}") from error
 
 
-def glance(records: Iterable[Any]) -> list[tuple[bytes, bytes] | None]:
+def glance(records: Iterable[Fetched]) -> list[tuple[bytes, bytes] | None]:
     """Id and type of each, as bytes, and `None` for what is no event: all that a batch needs to know, for an `Envelope`
     takes longer to make than all the rest. Read where our relay puts them, else by name.
     """
-    found: list[tuple[bytes, bytes] | None] = []
-    few, end, kind = b"", _FEW_AT, b""  # as in the record before: most are of the same type
+    glances: list[tuple[bytes, bytes] | None] = []
+    constant, end, kind = b"", _CONSTANT_AT, b""  # as of the record before: most are of the same type
     for record in records:
-        if type(record) is Fetched:
-            encoded = record.encoded
-            if encoded[_FEW_AT:end] != few or not few:
-                end = encoded.find(_TIME, _FEW_AT) + len(_TIME)
-                few = encoded[_FEW_AT:end]
-                kind = _type_in(few)
-            if kind and encoded[1:_ID_AT] == _ID and len(encoded) > end:
-                subject_at = end + 1 + (encoded[end] >> 1)  # behind the time, whose length is one byte
-                if encoded[subject_at : subject_at + len(_SUBJECT)] == _SUBJECT:
-                    found.append((encoded[_ID_AT:_FEW_AT], kind))
-                    continue
+        encoded = record.encoded
+        if encoded[_CONSTANT_AT:end] != constant or not constant:
+            end = encoded.find(_TIME, _CONSTANT_AT, _CONSTANT_AT + _LONGEST_CONSTANT) + len(_TIME)
+            constant = encoded[_CONSTANT_AT:end]  # empty where there is none, for then `end` is before it
+            kind = _type_in(constant)
+        if kind and encoded[1:_ID_AT] == _ID and len(encoded) > end:
+            subject_at = end + 1 + (encoded[end] >> 1)  # behind the time, whose length is one byte
+            if encoded[subject_at : subject_at + len(_SUBJECT)] == _SUBJECT:
+                glances.append((encoded[_ID_AT:_CONSTANT_AT], kind))
+                continue
         try:
             envelope = Envelope.from_record(record)
         except InvalidEnvelope:
-            found.append(None)
+            glances.append(None)
         else:
-            found.append((str(envelope.id).encode(), envelope.type.encode()))
-    return found
+            glances.append((str(envelope.id).encode(), envelope.type.encode()))
+    return glances
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -173,7 +179,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 _ID = sized(b"ce_id") + varint(36)
 _ID_AT = 1 + len(_ID)
-_FEW_AT = _ID_AT + 36
+_CONSTANT_AT = _ID_AT + 36
+_LONGEST_CONSTANT = 512
 _TIME = sized(b"ce_time")
 _SUBJECT = sized(b"ce_subject")
 _CONTENT_TYPE = sized(b"content-type") + sized(b"application/json")
@@ -186,17 +193,17 @@ def _before_id(extensions: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _of_type(kind: str, source: str) -> bytes:
-    """The headers that have few values."""
-    few = ((b"ce_type", kind.encode()), (b"ce_source", source.encode()), (b"ce_specversion", _SPEC_VERSION))
-    return b"".join(sized(name) + sized(value) for name, value in few) + _TIME
+    """The headers that are the same for all events of a type, and the name of the next."""
+    same = (("ce_type", kind.encode()), ("ce_source", source.encode()), ("ce_specversion", _SPEC_VERSION))
+    return b"".join(sized(name.encode()) + sized(value) for name, value in same) + _TIME
 
 
 @lru_cache(maxsize=1024)
-def _type_in(few: bytes) -> bytes:
+def _type_in(constant: bytes) -> bytes:
     """The type for which `_of_type` made these bytes; empty if it did not."""
     with suppress(ValueError):
-        (_, kind), (_, source), _ = decode_headers(varint(3) + few)
-        if _of_type(kind.decode(), source.decode()) == few:
+        (_, kind), (_, source), _ = decode_headers(varint(3) + constant.removesuffix(_TIME))
+        if _of_type(_text(kind), _text(source)) == constant:
             return kind
     return b""
 
@@ -209,10 +216,24 @@ def _extensions(found: Mapping[str, bytes]) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=1024)
-def _text(value: bytes) -> str:
-    """Of a header that has few values."""
+def _kept(value: bytes) -> str:
+    """Of a header, as text that PostgreSQL can keep, in an index too. Raises `ValueError`."""
+    if len(value) > _LONGEST_KEY or b"\0" in value:
+        raise ValueError("longer than 1,000 bytes, or with a NUL")
     return value.decode()
+
+
+_LONGEST_KEY = 1000  # bytes
+_text = lru_cache(maxsize=1024)(_kept)  # of a header that has few values
+
+
+def _time(value: bytes) -> datetime:
+    """With an offset, and in a year that UTC has too. Raises `ValueError` and `OverflowError`."""
+    time = datetime.fromisoformat(value.decode())
+    if time.utcoffset() is None:
+        raise ValueError("a time without its offset")
+    time.astimezone(UTC)
+    return time
 
 
 @cache
@@ -252,7 +273,7 @@ def json_schema(event: type[Event]) -> dict[str, Any]:
     return document
 
 
-def origin(record: Any) -> str:
+def origin(record: Fetched) -> str:
     return f"{record.topic}/{record.partition}/{record.offset}"
 
 

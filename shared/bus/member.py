@@ -24,6 +24,7 @@ from shared.consumer import Consumer, delay
 from shared.errors import Unavailable
 from shared.events import Envelope, InvalidEnvelope, origin
 from shared.logs import get_logger
+from shared.records import Fetched
 from shared.settings import DataSettings
 
 log = get_logger()
@@ -201,7 +202,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                     else:
                         self._kafka.seek(key, offset)
 
-    def _take(self, partition: Partition, records: list[Any]) -> None:
+    def _take(self, partition: Partition, records: list[Fetched]) -> None:
         partition.take(records)
         if self._consumer.takes_batches:
             partition.queue.extend(records)
@@ -225,7 +226,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         if not task.cancelled() and (error := task.exception()) is not None and not self._failed.done():
             self._failed.set_exception(error)
 
-    async def _run_lane(self, partition: Partition, key: bytes | None, lane: deque[Any]) -> None:
+    async def _run_lane(self, partition: Partition, key: bytes | None, lane: deque[Fetched]) -> None:
         while lane:
             async with self._gate:
                 if not await self._handle(partition, lane.popleft()):
@@ -243,13 +244,13 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 limit = max(_SMALL_BATCH, len(records) // 8)
                 continue
             limit = min(limit * 2, _BATCH)
-            lanes: dict[bytes | None, deque[Any]] = {}
+            lanes: dict[bytes | None, deque[Fetched]] = {}
             for record in apart:
                 lanes.setdefault(record.key, deque()).append(record)
             await asyncio.gather(*(self._run_lane(partition, key, lane) for key, lane in lanes.items()))
         partition.in_batches = False
 
-    async def _handle_batch(self, partition: Partition, records: list[Any]) -> list[Any]:
+    async def _handle_batch(self, partition: Partition, records: list[Fetched]) -> list[Fetched]:
         """Returns those that are to be handled one by one; the others are done."""
         try:
             left = await self._consumer.handle_batch(records)
@@ -262,7 +263,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._finish(partition, records)
         return apart
 
-    async def _handle(self, partition: Partition, record: Any) -> bool:
+    async def _handle(self, partition: Partition, record: Fetched) -> bool:
         """False when the partition is given back before the event is done."""
         attempt = 0
         while not partition.closing.is_set():
@@ -279,7 +280,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 return True
         return False
 
-    async def _handle_or_bury(self, record: Any) -> None:
+    async def _handle_or_bury(self, record: Fetched) -> None:
         try:
             envelope = Envelope.from_record(record)
         except InvalidEnvelope as error:
@@ -287,7 +288,7 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         else:
             await self._consumer.handle(envelope)
 
-    def _finish(self, partition: Partition, records: list[Any]) -> None:
+    def _finish(self, partition: Partition, records: list[Fetched]) -> None:
         partition.finish(records)
         self._progressed.set()
         self._finished.set()

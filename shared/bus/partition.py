@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from shared.records import Fetched
 
 # Of a partition with this much in hand nothing is fetched; so it has at most one more fetch on top.
 _IN_HAND = 3000
@@ -41,20 +42,20 @@ class Partition:
     def __init__(self) -> None:
         self.progress = Progress()
         self.committed: int | None = None
-        self.lanes: dict[bytes | None, deque[Any]] = {}
-        self.queue: deque[Any] = deque()
+        self.lanes: dict[bytes | None, deque[Fetched]] = {}
+        self.queue: deque[Fetched] = deque()
         self.in_batches = False
         self.bytes_in_hand = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = asyncio.Event()
         self.moved_at = time.monotonic()
 
-    def take(self, records: Sequence[Any]) -> None:
+    def take(self, records: Sequence[Fetched]) -> None:
         self.progress.take([record.offset for record in records])
         self.bytes_in_hand += _size(records)
         self.moved_at = time.monotonic()
 
-    def finish(self, records: Sequence[Any]) -> None:
+    def finish(self, records: Sequence[Fetched]) -> None:
         self.progress.finish([record.offset for record in records])
         self.bytes_in_hand -= _size(records)
         self.moved_at = time.monotonic()
@@ -63,5 +64,5 @@ class Partition:
         return len(self.progress) < _IN_HAND and self.bytes_in_hand < _IN_HAND_BYTES
 
 
-def _size(records: Iterable[Any]) -> int:
-    return sum([len(record.value or b"") for record in records])
+def _size(records: Iterable[Fetched]) -> int:
+    return sum([len(record.value or b"") + len(record.encoded) for record in records])

@@ -10,6 +10,7 @@ from shared.bus.member import stopped
 from shared.errors import Unavailable
 from shared.events import Envelope, InvalidEnvelope
 from shared.logs import get_logger
+from shared.records import Fetched
 from shared.settings import DataSettings
 
 log = get_logger()
@@ -49,7 +50,7 @@ async def _position(kafka: FetchingConsumer, partition: object) -> int:
         return position
 
 
-def _envelope(record: object) -> Envelope | None:
+def _envelope(record: Fetched) -> Envelope | None:
     try:
         return Envelope.from_record(record)
     except InvalidEnvelope as error:

@@ -36,6 +36,7 @@ from shared.database import Database
 from shared.errors import Unavailable
 from shared.events import CONSISTENCY, Envelope, Event, glance
 from shared.logs import get_logger
+from shared.records import Fetched
 from shared.sweeping import sweep
 
 __all__ = ["AlreadyHandled", "Consumer", "Delivery", "On", "clean_up", "clean_up_failed", "delay"]
@@ -105,7 +106,7 @@ class Consumer:
                     outcome = await self._bury(envelope, on.ordered, fault)
             metrics.child(HANDLED, on.consumer(self.group), envelope.type, outcome).inc()
 
-    async def handle_batch(self, records: Sequence[Any]) -> list[int]:
+    async def handle_batch(self, records: Sequence[Fetched]) -> list[int]:
         """Give many records of a topic their effect in one transaction; those handled before have theirs already.
 
         Returns the positions of those to be handled one by one: all of them when a handler fails, else those that are
@@ -114,14 +115,14 @@ class Consumer:
         """
         items: list[Item] = []
         apart: list[int] = []
-        for position, (record, seen) in enumerate(zip(records, glance(records), strict=True)):
-            if seen is None:
+        for position, (record, glanced) in enumerate(zip(records, glance(records), strict=True)):
+            if glanced is None:
                 apart.append(position)
-            elif (found := self._decoders.get(seen[1])) is not None:
+            elif (found := self._decoders.get(glanced[1])) is not None:
                 on, decode = found
                 try:
-                    items.append((position, on, seen[0], record, decode(record.value or b"")))
-                except msgspec.DecodeError:
+                    items.append((position, on, glanced[0], record, decode(record.value or b"")))
+                except (ValueError, RecursionError):  # as in `Envelope.decode`
                     apart.append(position)
         try:
             async with asyncio.timeout(self._handler_seconds):
@@ -143,7 +144,7 @@ class Consumer:
         items = await batches.without_repeated(self.db, self.group, items)
         return await batches.handle(self.db, self.group, items)
 
-    async def bury_unreadable(self, record: Any, origin: str, reason: str) -> None:
+    async def bury_unreadable(self, record: Fetched, origin: str, reason: str) -> None:
         """Keep bytes of the broker that are not one of our events. Raises `Unavailable` when the database is down."""
         await self._bury(parking.unreadable(record, origin), False, Fault(reason))
 

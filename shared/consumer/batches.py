@@ -3,19 +3,21 @@
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shared import metrics
 from shared.consumer import parking
 from shared.consumer.delivery import DURATION, HANDLED, On
 from shared.database import Database
-from shared.events import Envelope, Event
+from shared.events import Envelope, Event, InvalidEnvelope
+from shared.records import Fetched
 
 INBOX_KEY = "inbox_pkey"
 
 
 # An event of a batch: its position there, who handles it, its id, its record, and itself. A tuple, for there are many.
-Item = tuple[int, On[Any], bytes, Any, Event]
+Item = tuple[int, On[Any], bytes, Fetched, Event]
 
 
 async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
@@ -26,8 +28,8 @@ async def handle(db: Database, group: str, items: Sequence[Item]) -> list[int]:
     async with db.transaction() as tx:
         behind: list[int] = []
         if await parking.any_waits(tx, group):
-            keys = {position: Envelope.from_record(record).key for position, _, _, record, _ in items}
-            waiting = await parking.waiting_keys(tx, group, set(keys.values()))
+            keys = {item[0]: _key(item) for item in items}
+            waiting = {None} | await parking.waiting_keys(tx, group, {key for key in keys.values() if key is not None})
             behind = [position for position, on, *_ in items if on.ordered and keys[position] in waiting]
             items = [item for item in items if not (item[1].ordered and keys[item[0]] in waiting)]
         by_handler = _by_handler(items)
@@ -68,6 +70,13 @@ async def without_repeated(db: Database, group: str, items: Sequence[Item]) -> l
         repeated = len(same) - sum(item[1] is on for item in fresh.values())
         metrics.child(HANDLED, on.consumer(group), on.event.TYPE, "repeated").inc(repeated)
     return list(fresh.values())
+
+
+def _key(item: Item) -> str | None:
+    """`None` when it cannot be said: then it is no event, which is found when it is handled by itself."""
+    with suppress(InvalidEnvelope):
+        return Envelope.from_record(item[3]).key
+    return None
 
 
 def _joined(items: Iterable[Item]) -> str:

@@ -8,16 +8,17 @@ import traceback
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import msgspec
 
 from shared.database import Connection, Record
 from shared.events import Envelope
+from shared.records import Fetched
 
 UNREADABLE = "unreadable"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ABANDONED_AFTER = "30 days"
 _REASON_LENGTH = 1000
 _STACK_LENGTH = 8000
@@ -178,18 +179,21 @@ async def redrive(connection: Connection, event_ids: list[UUID] | None) -> int:
     return int(status.split()[-1])
 
 
-def unreadable(record: Any, origin: str) -> Envelope:
+def unreadable(record: Fetched, origin: str) -> Envelope:
     """A stand-in for bytes that are not one of our events, under an id that stays when they are delivered again."""
     headers: dict[str, str] = {}
     with suppress(ValueError):
-        headers = {name: (value or b"").decode("latin-1") for name, value in record.headers}
+        headers = {name: value.decode("latin-1") for name, value in record.headers}
+    time = _EPOCH
+    with suppress(OverflowError):  # whoever sent it says when that was
+        time += timedelta(milliseconds=record.timestamp)
     return Envelope(
         id=uuid5(NAMESPACE_OID, origin),
         type=UNREADABLE,
         source="",
         topic=record.topic,
         key=(record.key or b"").decode("latin-1"),
-        time=datetime.fromtimestamp(record.timestamp / 1000, UTC),
+        time=time,
         data=record.value or b"",
         headers=headers,
         origin=origin,
@@ -203,9 +207,11 @@ def _values(envelope: Envelope, ordered: bool) -> tuple[object, ...]:
         envelope.id,
         envelope.type,
         envelope.source,
-        envelope.key.replace("\0", ""),
+        envelope.key.replace("\0", ""),  # which PostgreSQL cannot hold
         envelope.time,
-        msgspec.json.encode(envelope.headers).decode().replace("\\u0000", ""),  # which PostgreSQL cannot hold
+        msgspec.json.encode(
+            {name.replace("\0", ""): value.replace("\0", "") for name, value in envelope.headers.items()}
+        ).decode(),
         envelope.data,
         envelope.origin,
     )

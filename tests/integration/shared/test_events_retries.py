@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 import aiokafka
+import msgspec
 import pytest
 
 from shared.bus import KafkaBus
@@ -18,7 +19,7 @@ from shared.errors import Unavailable
 from shared.events import Envelope, Message
 from shared.health import Health
 from shared.ids import new_id
-from shared.records import Fetched, decode_headers, sized, varint
+from shared.records import Fetched, decode_headers, encode_headers, sized, varint
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.integration.shared import worlds
@@ -72,7 +73,7 @@ async def test_a_batch_that_hangs_is_taken_apart(world: World) -> None:
 
     consumer = Consumer(world.group, [On(world.made, world.note, batch=hang)], world.db, SOON, handler_seconds=0.5)
     message = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things").to_message()
-    record = Fetched(0, 0, b"", message.data, message.headers, message.topic, 0)
+    record = Fetched(message.topic, 0, 0, 0, b"", message.data, message.headers)
     assert await consumer.handle_batch([record]) == [0]
     assert not await world.count("inbox")
 
@@ -196,21 +197,21 @@ async def test_poison_bytes_are_buried_and_the_rest_goes_on(
         for poison in (b"\x00\xff poison", None):
             headers = [("ce_id", b"\x00\xff"), ("\x00", b"")]
             await producer.send_and_wait(world.made.TOPIC, poison, key=b"k\x00\xff", headers=headers)
-    no_text, no_value = varint(1) + sized(b"\xff") + sized(b""), varint(1) + sized(b"x") + b"\x01"
-    for headers_of_one in (no_text, no_value):
+    no_text, no_value = varint(1) + sized(b"\xff") + sized(b""), encode_headers([("x", None)])
+    for headers_of_one in (no_text, no_value, encode_headers([("x", b"\\u0000")])):
         message = Message(world.made.TOPIC, "k", b"headers", headers_of_one)
         assert await world.bus.publish([message]) == [None]
     await world.make(new_id(), 2)
     await stack.enter_async_context(world.bus.consuming(world.consumer(batch=batch), 4))
     await eventually(lambda: world.has_effects(2), within=30)
-    await eventually(lambda: world.has("dead_letters", 4), within=30)
+    await eventually(lambda: world.has("dead_letters", 5), within=30)
     async with world.db.transaction() as tx:
         letters = await tx.fetch("SELECT data, type, reason FROM dead_letters ORDER BY data DESC, reason")
-    assert [letter["data"] for letter in letters] == [b"headers", b"headers", b"\x00\xff poison", b""]
+    assert [letter["data"] for letter in letters] == [b"headers"] * 3 + [b"\x00\xff poison", b""]
     assert {letter["type"] for letter in letters} == {"unreadable"}
-    assert ["utf-8" in letter["reason"] for letter in letters] == [False, True, False, False]
-    assert "ce_specversion" in letters[2]["reason"]
-    print(f"poison records 4: buried {len(letters)}, effects of the others {len(await world.effects())}")
+    assert ["utf-8" in letter["reason"] for letter in letters] == [False, False, True, False, False]
+    assert "ce_specversion" in letters[3]["reason"]
+    print(f"poison records 5: buried {len(letters)}, effects of the others {len(await world.effects())}")
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
@@ -240,6 +241,19 @@ async def test_a_batch_has_its_effects_in_one_transaction_or_is_taken_apart(
     assert world.batches < 20
     if not bad:
         assert world.calls == 0
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_events_whose_data_nobody_can_read_are_buried(world: World, stack: AsyncExitStack, batch: bool) -> None:
+    await stack.enter_async_context(world.bus.consuming(world.consumer((3600.0,), batch=batch), 4))
+    poison = [b"", b"{", b'{"number": 1, "thing_id": "\xff"}', b'{"more": ' + b"[" * 10_000]
+    for number, data in enumerate(poison):
+        good = Envelope.wrap(world.made(thing_id=new_id(), number=number), "things").to_message()
+        assert await world.bus.publish([msgspec.structs.replace(good, data=data)]) == [None]
+    await world.make(new_id(), 1)
+    await eventually(lambda: world.has_effects(1), within=30)
+    await eventually(lambda: world.has("dead_letters", len(poison)), within=30)
+    assert not await world.count("parked_events")
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)

@@ -1,10 +1,11 @@
 """What was fetched, read by us, as aiokafka itself reads it."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -15,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.bus.fetching import FetchingConsumer, _Fetcher, _PartitionRecords
-from shared.records import Fetched, FetchedBatches
+from shared.records import Fetched, FetchedBatch, FetchedBatches
 
 TP = TopicPartition("things.events", 3)
 PLAIN, GZIP = 0, 1
 APPEND_TIME = 8
-_CRC_AT, _CRC_FROM = 17, 21
+_LENGTH_AT, _LENGTH_END, _CRC_AT, _CRC_FROM, _RECORDS_AT = 8, 12, 17, 21, 61
 
 Headers = list[tuple[str, bytes | None]]
 
@@ -60,6 +61,11 @@ def encoded(records: Sequence[Written], base: int, codec: int = PLAIN, *, transa
     data = bytearray(builder.build())
     data[:8] = base.to_bytes(8, "big")
     return bytes(data)
+
+
+def number(zigzag: int) -> bytes:
+    """As in a record, with its sign in its lowest bit."""
+    return bytes([zigzag]) if zigzag < 128 else bytes([zigzag & 127 | 128, zigzag >> 7])
 
 
 def resealed(data: bytearray) -> bytes:
@@ -105,25 +111,30 @@ def test_it_is_read_as_by_aiokafka(
     assert next_offset == expected_offset
 
 
-def test_only_what_is_plain_is_read_by_us() -> None:
-    record = Written(0, 5, b"k", b"v", [("a", b"b")])
-    kinds = [
-        type(found[0])
-        for found, _ in (
-            ours(encoded([record], 0)),
-            ours(encoded([record], 0, GZIP)),
-            ours(encoded([record], 0, transactional=True)),
-        )
-    ]
-    assert kinds == [Fetched, ConsumerRecord, ConsumerRecord]
-
-
-def test_the_older_format_is_read_by_aiokafka() -> None:
+def test_the_older_version_is_read_too() -> None:
     builder = LegacyRecordBatchBuilder(1, PLAIN, 10**6)
     builder.append(0, timestamp=5, key=b"k", value=b"v")
     data = bytes(builder.build())
-    assert ours(data) == theirs(data)
-    assert ours(data)[0][0].value == b"v"
+    assert [said(record) for record in ours(data)[0]] == [said(record) for record in theirs(data)[0]]
+    assert ours(data)[0] == [Fetched("things.events", 3, 0, 5, b"k", b"v", b"\0")]
+
+
+def test_only_what_is_plain_is_read_by_us() -> None:
+    record = Written(0, 5, b"k", b"v", [("a", b"b")])
+    for batch in (encoded([record], 0, GZIP), encoded([record], 0, transactional=True)):
+        assert not isinstance(FetchedBatches(batch).next_batch(), FetchedBatch)
+    assert isinstance(FetchedBatches(encoded([record], 0)).next_batch(), FetchedBatch)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1999])
+def test_every_size_below_0_is_that_of_null(size: int) -> None:
+    """As other clients write it; `size` with its sign in the lowest bit."""
+    body = b"\0\0\0" + number(size) + number(size) + b"\0"
+    data = bytearray(encoded([Written(0, 5, None, None, [])], 0)[:_RECORDS_AT] + number(len(body) << 1) + body)
+    data[_LENGTH_AT:_LENGTH_END] = (len(data) - _LENGTH_END).to_bytes(4, "big")
+    ((record,), _), ((expected,), _) = ours(resealed(data)), theirs(resealed(data))
+    assert said(record) == said(expected)
+    assert (record.key, record.value) == (None, None)
 
 
 def test_bytes_that_changed_are_refused() -> None:
@@ -141,6 +152,20 @@ def test_a_batch_with_another_number_of_records_is_refused(count: int) -> None:
         ours(resealed(data))
 
 
+@pytest.mark.parametrize("record", [b"\x80" * 100_000, b"\xff\xff", b""])
+def test_a_record_of_nonsense_is_refused(record: bytes) -> None:
+    data = bytearray(encoded([Written(0, 5, b"k", b"v", [])], 0)[:_RECORDS_AT] + record)
+    data[_LENGTH_AT:_LENGTH_END] = (len(data) - _LENGTH_END).to_bytes(4, "big")
+    with pytest.raises(CorruptRecordException):
+        ours(resealed(data))
+
+
+@pytest.mark.parametrize("length", [-13, -12, -1, 0, 13])
+def test_a_batch_too_short_for_one_is_refused(length: int) -> None:
+    with pytest.raises(CorruptRecordException):
+        ours(bytes(8) + length.to_bytes(4, "big", signed=True) + bytes(100))
+
+
 def test_headers_nobody_can_read_concern_their_record_only() -> None:
     data = bytearray(encoded([Written(0, 5, b"k", b"v", [("name", b"")]), Written(0, 5, b"k", b"w", [])], 0))
     data[data.index(b"name")] = 0xFF
@@ -150,8 +175,9 @@ def test_headers_nobody_can_read_concern_their_record_only() -> None:
     assert (good.value, good.headers) == (b"w", [])
 
 
-def test_aiokafka_still_takes_our_classes() -> None:
-    """Where its functions no longer name the classes, records would be read as slowly as everybody's."""
-    assert "Fetcher" in FetchingConsumer.start.__code__.co_names
-    names = _Fetcher._proc_fetch_request.__code__.co_names
-    assert {"MemoryRecords", "PartitionRecords"} <= set(names)
+def test_aiokafka_takes_our_classes() -> None:
+    functions: tuple[Any, ...] = (FetchingConsumer.start, _Fetcher._proc_fetch_request)
+    for function, names in zip(functions, ({"Fetcher"}, {"MemoryRecords", "PartitionRecords"}), strict=True):
+        assert names <= set(function.__code__.co_names)
+        assert inspect.iscoroutinefunction(function)
+    assert (fetcher.MemoryRecords, fetcher.Fetcher) == (MemoryRecords, _Fetcher.__mro__[1])  # as they were
