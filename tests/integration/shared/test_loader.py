@@ -8,7 +8,7 @@ import pytest
 
 from shared import consistency
 from shared.database import Connection, Database
-from shared.errors import Unavailable
+from shared.errors import Conflict
 from shared.health import Health
 from shared.ids import new_id
 from shared.loader import Loader
@@ -37,7 +37,7 @@ class Queries:
         if self.hold is not None:
             await self.hold.wait()
         if self.fails:
-            raise Unavailable
+            raise Conflict
         rows = await connection.fetch("SELECT id, name FROM things WHERE id = ANY ($1::uuid[])", ids)
         return {row["id"]: row["name"] for row in rows}
 
@@ -128,12 +128,12 @@ async def test_one_caller_s_mistake_fails_that_caller_alone(loader: Loader[UUID,
     assert isinstance(bad, asyncpg.DataError)
 
 
-async def test_an_error_of_the_server_is_everybody_s_and_not_asked_again(
+async def test_an_error_that_is_no_key_s_is_everybody_s_and_not_asked_again(
     loader: Loader[UUID, str], queries: Queries, ids: list[UUID]
 ) -> None:
     queries.fails = True
     answers = await asyncio.gather(*(loader.get(i) for i in ids), return_exceptions=True)
-    assert all(isinstance(answer, Unavailable) for answer in answers)
+    assert all(isinstance(answer, Conflict) for answer in answers)
     assert {len(batch) for batch in queries.batches} == {1, 99}, "no key was asked for by itself"
 
 
