@@ -1,7 +1,7 @@
 """What may pass the door: checks on a request's head, and the headers that go on to services and back to callers.
 
 Header lines are bytes without their line ends, as they came: nothing is decoded that need not be read. None can hold a
-line break, for aiohttp's parser lets none in, nor httptools' the services'.
+line break, for aiohttp's parser lets none in, nor do httptools and `ODD` in answers.
 """
 
 import re
@@ -83,6 +83,9 @@ _TOKEN = re.compile(rb"[0-9a-z.-]{1,256}")
 _DOTS = re.compile(rb"(?:^|[/\\])\.{1,2}(?:[/\\]|$)")
 _CONNECTION_LENGTH = len("connection")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+# What everybody reads the same way, and passes on as it came.
+_PLAIN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?")
+_FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"proxy-connection"})
 
 
 class Seen:
@@ -95,40 +98,48 @@ class Seen:
     CONTENT_LENGTH = 16
     CONTENT_TYPE = 32
     CONSISTENCY_TOKEN = 64
-    CONNECTION = 128
+    CONNECTION = 128  # more than `keep-alive`
 
 
-class _Verdicts(dict[bytes, V], Generic[V]):
-    """What becomes of a header by its name, found out once for every spelling. Bounded, for callers make up names."""
+_SEEN = {name.lower().replace("_", "-").encode(): bit for name, bit in vars(Seen).items() if name.isupper()}
+ODD = 256  # beside those of `Seen`: how the answer is to be read is for a parser to say
+
+
+class Verdicts(dict[bytes, V], Generic[V]):
+    """What becomes of a header, found out once for what comes again. Bounded, for there is no end of what may come."""
 
     _MOST = 1000
-    _LONGEST = 64
+    _LONGEST = 128
 
     def __init__(self, judge: Callable[[bytes], V]) -> None:
         self._judge = judge
 
-    def __missing__(self, name: bytes) -> V:
-        verdict = self._judge(name.lower())
-        if len(name) <= self._LONGEST:
+    def __missing__(self, key: bytes) -> V:
+        verdict = self._judge(key)
+        if len(key) <= self._LONGEST:
             if len(self) >= self._MOST:
                 self.clear()
-            self[name] = verdict
+            self[key] = verdict
         return verdict
 
 
 def _passes(name: bytes) -> bool:
+    name = name.lower()
     # `X_User_Id` reads as `X-User-Id` to some servers.
     return not (name in HOP_BY_HOP or name in _OURS or b"_" in name or name.startswith(_OURS_PREFIXES))
 
 
-def _back(name: bytes) -> tuple[bool, int]:
+def _back(line: bytes) -> tuple[bool, int]:
     """Whether it passes, and what it is, if anything depends on it."""
-    seen: int = getattr(Seen, name.decode("latin-1").replace("-", "_").upper(), 0)
-    return not (name in HOP_BY_HOP or name in _NOT_BACK or seen == Seen.CONTENT_LENGTH), seen
+    name, _, value = line.lower().partition(b": ")
+    seen = 0 if name == b"connection" and value == b"keep-alive" else _SEEN.get(name, 0)
+    if seen == Seen.CONNECTION or name in _FRAMING or not _PLAIN.fullmatch(line):
+        seen |= ODD
+    return not (name in HOP_BY_HOP or name in _NOT_BACK or seen & Seen.CONTENT_LENGTH), seen
 
 
-_PASSES = _Verdicts(_passes)
-_BACK = _Verdicts(_back)
+_PASSES = Verdicts(_passes)
+_BACK = Verdicts(_back)
 
 
 class Client(NamedTuple):
@@ -235,22 +246,22 @@ def to_service(headers: RawHeaders, *, connection: bool = True) -> list[bytes]:
     return [name + b": " + value for name, value in headers if _PASSES[name]]
 
 
-def to_caller(headers: RawHeaders) -> tuple[list[bytes], int]:
-    """The lines that go back, without framing and what we say ourselves; and which of `Seen` were there."""
-    lines: list[bytes] = []
+def to_caller(lines: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """The lines that go back, without framing and what we say ourselves; and which of `Seen` were there, or `ODD`."""
+    back: list[bytes] = []
     seen = 0
     named: frozenset[bytes] = frozenset()
-    for name, value in headers:
-        passes, flag = _BACK[name]
+    for line in lines:
+        passes, flag = _BACK[line]
         if passes:
-            lines.append(name + b": " + value)
+            back.append(line)
         if flag:
-            seen |= flag
-            if flag == Seen.CONNECTION:
-                named |= _named(value)
+            seen |= flag | ODD if flag & seen else flag  # of two, which counts is for a parser to say
+            if flag & Seen.CONNECTION:
+                named |= _named(line.partition(b": ")[2])
     if named:
-        lines = [line for line in lines if line.partition(b":")[0].lower() not in named]
-    return lines, seen
+        back = [line for line in back if line.partition(b":")[0].lower() not in named]
+    return back, seen
 
 
 def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:

@@ -443,7 +443,7 @@ class Proxy:
 
     def _head(self, request: Request, answer: Answer) -> tuple[bytes, int]:
         """What goes back of the head of an answer, without framing; and which of `Seen` it has."""
-        lines, seen = hygiene.to_caller(answer.headers)
+        lines, seen = answer.back, answer.seen
         if seen & Seen.CONSISTENCY_TOKEN and (token := answer.get(b"consistency-token")) is not None:
             cookie = hygiene.set_cookie(token, request.head.client.scheme)
             if cookie is not None:

@@ -1,10 +1,12 @@
 """Kept HTTP/1.1 connections to one instance of a service.
 
 Only what a proxy needs, for aiohttp's client costs more than all the rest of passing a request on: it streams both ways
-as fast as the slower side goes, changes nothing, and decodes nothing. `httptools` (llhttp, strict) reads the answers.
+as fast as the slower side goes, changes nothing, and decodes nothing. `httptools` (llhttp, strict) reads the answers
+but for those that are here whole and plain (docs/adr/0042).
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, MutableSequence
@@ -15,12 +17,25 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
+from services.gateway.headers import ODD, Verdicts, to_caller
+
 _CONNECT_SECONDS = 1.0
 _KEEPALIVE_SECONDS = 20.0  # shorter than our servers', so no request meets a closing connection
 _MAX_HEAD = 32 * 1024
+_MAX_PLAIN = 32 * 1024  # beyond, another copy costs more than the parser does
 _MAX_BUFFERED = 128 * 1024
 _NO_BODY = frozenset({204, 304})
-_NOWHERE: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # for trailers
+_NOWHERE: deque[bytes] = deque(maxlen=0)  # for trailers
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([\t -~\x80-\xff]*)")
+
+
+def _status(line: bytes) -> tuple[int, bytes]:
+    """What a first line says; zero where it is for the parser to read, or announces an answer without a body."""
+    found = _STATUS_LINE.fullmatch(line)
+    return (0, b"") if found is None or int(found[1]) in _NO_BODY else (int(found[1]), found[2])
+
+
+_STATUS = Verdicts(_status)
 
 
 class UpstreamError(Exception):
@@ -40,7 +55,9 @@ class Answer(msgspec.Struct, eq=False):
     tell: Callable[[], None] | None = None  # called once, when head or failure is there; it must not raise
     status: int = 0
     reason: bytes = b""
-    headers: list[tuple[bytes, bytes]] = []
+    lines: list[bytes] = []  # `name: value`
+    back: list[bytes] = []  # those that go back to the caller
+    seen: int = 0  # among them (`headers.Seen`)
     closes: bool = False  # the connection, after this one
     _chunks: list[bytes] = []
     _buffered: int = 0
@@ -58,7 +75,8 @@ class Answer(msgspec.Struct, eq=False):
 
     def get(self, name: bytes) -> bytes | None:
         """The first header of that name, given in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        start = name + b": "
+        return next((line[len(start) :] for line in self.lines if line[: len(start)].lower() == start), None)
 
     async def chunk(self) -> bytes:
         """What has arrived; nothing at the end. Raises `UpstreamError` when the end does not come."""
@@ -135,7 +153,7 @@ class _Connection(asyncio.Protocol):
         self._sending: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self.head_bytes = 0
-        self._headers: MutableSequence[tuple[bytes, bytes]] = _NOWHERE
+        self._lines: MutableSequence[bytes] = _NOWHERE
         self._keep = False
 
     @property
@@ -144,7 +162,7 @@ class _Connection(asyncio.Protocol):
 
     def exchange(self, method: str, head: bytes, body: AsyncIterable[bytes] | None, chunked: bool) -> Answer:
         answer = self._answer = Answer(self, self.used, method == "HEAD")
-        self.head_bytes, self._keep, self._headers = 0, False, answer.headers
+        self.head_bytes, self._keep, self._lines = 0, False, answer.lines
         self._transport.write(head)
         if body is not None:
             self._sending = self.loop.create_task(self._send(answer, body, chunked))
@@ -206,15 +224,33 @@ class _Connection(asyncio.Protocol):
         if answer is None:
             self.close()  # nobody asked
             return
+        first = not self.head_bytes
         if not answer.status:
             self.head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"what it answers is no HTTP: {error!r}")
-        if not answer.status and self.head_bytes > _MAX_HEAD:
-            self._fail("its head is too long")
+        if not (first and len(data) <= _MAX_PLAIN and not answer.bodyless and self._plain(answer, data)):
+            try:
+                self._parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+                self._fail(f"what it answers is no HTTP: {error!r}")
+            if not answer.status and self.head_bytes > _MAX_HEAD:
+                self._fail("its head is too long")
         answer._wake()
+
+    def _plain(self, answer: Answer, data: bytes) -> bool:
+        """Take an answer that is here from its first to its last byte and says nothing that could be read in two ways,
+        as most do. (A parser calls us for every line.) What is not taken is the parser's from its first byte."""
+        head, end, body = data.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        status, reason = _STATUS[lines.pop(0)]
+        if not end or not status or b"Content-Length: %d" % len(body) not in lines:
+            return False
+        back, seen = to_caller(lines)
+        if seen & ODD:
+            return False
+        answer.status, answer.reason, answer.lines, answer.back, answer.seen = status, reason, lines, back, seen
+        answer._chunks.append(body)
+        answer._whole = self._keep = True
+        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         self.resume_writing()
@@ -232,21 +268,26 @@ class _Connection(asyncio.Protocol):
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        if self._answer is None or self._answer._whole:
+            self._keep = False  # more than it should have sent
+
     def on_status(self, reason: bytes) -> None:
         if self._answer is not None and not self._answer.status:  # what follows is not its
             self._answer.reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        self._lines.append(name + b": " + value)
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
         if answer is None or answer._whole:
             self.close()
         elif status < 200:
-            answer.headers.clear()
+            answer.lines.clear()
         else:
-            self._headers = _NOWHERE
+            self._lines = _NOWHERE
+            answer.back, answer.seen = to_caller(answer.lines)
             self._keep = self._parser.should_keep_alive()
             answer.closes = not self._keep
             answer._begin(status)
