@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 from yarl import URL
@@ -164,26 +165,38 @@ class Connection(Listened):
             self._handler_waiter.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        waiter, parser = self._waiter, self._parser
+        if waiter is None or waiter.done() or parser is None or self._upgraded or self._close or self._force_close:
             super().data_received(data)  # until what is under way is answered, it only queues
             return
-        self._waiter = None  # the task is woken only for what needs one
-        super().data_received(data)
-        self._waiter, self._partial = waiter, not self._messages
-        if self._messages and not waiter.done() and not self._began(waiter):
-            waiter.set_result(None)
+        # What aiohttp does, but that the task is woken only for what needs one.
+        try:
+            messages, self._upgraded, self._message_tail = parser.feed_data(data)
+        except HttpProcessingError as error:
+            messages = [(_ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD)]
+        self._received += len(data)
+        self._partial = not messages
+        if not messages:
+            return
+        self._request_count += len(messages)
+        if len(messages) == 1 and self._began(*messages[0], waiter):
+            return
+        self._messages.extend(messages)
+        if len(messages) >= self._max_msg_queue_size:
+            self._pause_reading_for_buffer()
+        waiter.set_result(None)
 
-    def _began(self, waiter: "asyncio.Future[None]") -> bool:
+    def _began(
+        self, message: RawRequestMessage | _ErrInfo, payload: StreamReader, waiter: "asyncio.Future[None]"
+    ) -> bool:
         """Whether what has arrived is being passed on."""
-        message, payload = self._messages[0]
         if payload is not EMPTY_PAYLOAD or isinstance(message, _ErrInfo):
             return False
         target, found = self._door.led_to(message)
         if found is None:
             return False
         self._parked, self._waiter = waiter, None
-        self._take()
+        self._took()
         self.begins(payload)
         self._request = request = found.proxy.request(self, message, target, found)
         found.proxy.begin(request)
@@ -271,13 +284,16 @@ class Connection(Listened):
     def _take(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
         """The first that waits; the parser may go on with what is behind it."""
         first = self._messages.popleft()
+        self._took()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return first
+
+    def _took(self) -> None:
         if self._manager is not None:
             self._manager.requests_count += 1
         if self._parser is not None:
             self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
-        return first
 
     def _refuse(self, unreadable: _ErrInfo) -> None:
         """What the parser could not read. Nothing that follows it is read, either."""
