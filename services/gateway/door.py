@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiohttp import web
 from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
@@ -45,7 +46,7 @@ _LINGER_SECONDS = 10.0
 _REMEMBERED_BYTES = 2048  # of a head; most have less, and there are many connections
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True, eq=False):
     """Who answers a request that is passed on. `climbs` says that its path could lead elsewhere."""
 
     proxy: "Proxy"

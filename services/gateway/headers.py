@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -150,7 +151,7 @@ class Client(NamedTuple):
     host: str
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct, frozen=True, eq=False):
     """What the headers of a request say. Callers mostly say the same again, so a connection remembers its last one."""
 
     raw: RawHeaders

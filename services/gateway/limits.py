@@ -8,7 +8,6 @@ import ipaddress
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +23,7 @@ def parse_limit(text: str) -> Limit:
     return Limit(int(requests), float(seconds))
 
 
-class _Class(NamedTuple):
+class _Class(msgspec.Struct, frozen=True, eq=False):
     """What is known of a class of routes before any request."""
 
     name: str

@@ -17,7 +17,8 @@ class RetryBudget:
         self._filled_at = monotonic()
 
     def called(self) -> None:
-        self._left = min(_AT_ONCE, self._left + _A_CALL)
+        if self._left < _AT_ONCE:
+            self._left = min(_AT_ONCE, self._left + _A_CALL)
 
     def granted(self) -> bool:
         """Whether one more try may be made; counts it."""
