@@ -1,6 +1,6 @@
 """The heads of answers that the gateway writes itself, in one piece with what comes after them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -19,14 +19,16 @@ class Common:
     """What every answer says, by the configuration: `lines` of one to a caller."""
 
     def __init__(self, cors: Cors) -> None:
-        self._of_others = lines(cors.headers(None))
-        self._of_origins: dict[str | None, bytes] = {origin: lines(cors.headers(origin)) for origin in cors.origins}
+        self._cors = cors
+        self._lines: Callable[[int, str, str | None], bytes] = lru_cache(maxsize=256)(self._of)
 
     def lines(self, seen: int, request_id: str, scheme: str, origin: str | None) -> bytes:
-        of_origin = self._of_origins.get(origin, self._of_others)
-        return b"X-Request-Id: %b\r\nX-Content-Type-Options: nosniff\r\n%b%b" % (
-            request_id.encode(), security.lines(seen, scheme), of_origin,
-        )  # fmt: skip
+        known = origin if origin in self._cors.origins else None
+        return b"X-Request-Id: %b\r\n%b" % (request_id.encode(), self._lines(seen & security.GIVEN, scheme, known))
+
+    def _of(self, given: int, scheme: str, origin: str | None) -> bytes:
+        own = dict(header for bit, header in security.headers(scheme).items() if not given & bit)
+        return lines({"X-Content-Type-Options": "nosniff", **own, **self._cors.headers(origin)})
 
 
 def lines(headers: Mapping[str, str]) -> bytes:

@@ -77,6 +77,9 @@ _NOT_BACK = frozenset(
     }
 )
 
+# What does not become the hop's own by being named in `Connection`, or is so anyway.
+_NOT_NAMED = HOP_BY_HOP | {b"close", b"content-length", b""}
+
 COOKIE = "tenfold_consistency"
 _COOKIE = re.compile(rf'(?:^|;)[ \t]*{COOKIE}="?([0-9a-z.-]{{1,256}})"?[ \t]*(?:;|$)')
 _COOKIE_SECONDS = 60
@@ -136,7 +139,7 @@ def _back(line: bytes) -> tuple[bool, int]:
     seen = 0 if name == b"connection" and value == b"keep-alive" else _SEEN.get(name, 0)
     if seen == Seen.CONNECTION or name in _FRAMING or not _PLAIN.fullmatch(line):
         seen |= ODD
-    return not (name in HOP_BY_HOP or name in _NOT_BACK or seen & Seen.CONTENT_LENGTH), seen
+    return not (name in HOP_BY_HOP or name in _NOT_BACK), seen
 
 
 _PASSES = Verdicts(_passes)
@@ -248,7 +251,7 @@ def to_service(headers: RawHeaders, *, connection: bool = True) -> list[bytes]:
 
 
 def to_caller(lines: Sequence[bytes]) -> tuple[list[bytes], int]:
-    """The lines that go back, without framing and what we say ourselves; and which of `Seen` were there, or `ODD`."""
+    """The lines that go back, without the hop's own and what we say ourselves; which of `Seen` were there, or `ODD`."""
     back: list[bytes] = []
     seen = 0
     named: frozenset[bytes] = frozenset()
@@ -273,7 +276,7 @@ def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
 
 @lru_cache(maxsize=256)
 def _named(connection: bytes) -> frozenset[bytes]:
-    return frozenset(name.strip().lower() for name in connection.split(b",")) - HOP_BY_HOP - {b"close", b""}
+    return frozenset(name.strip().lower() for name in connection.split(b",")) - _NOT_NAMED
 
 
 def consistency_cookie(headers: Mapping[str, str]) -> str | None:

@@ -441,36 +441,31 @@ class Proxy:
             trace_id=request.traceparent[3:35],
         )  # fmt: skip
 
-    def _head(self, request: Request, answer: Answer) -> tuple[bytes, int]:
-        """What goes back of the head of an answer, without framing; and which of `Seen` it has."""
-        lines, seen = answer.back, answer.seen
-        if seen & Seen.CONSISTENCY_TOKEN and (token := answer.get(b"consistency-token")) is not None:
+    def _head(self, request: Request, answer: Answer) -> bytes:
+        """What goes back of the head of an answer."""
+        lines = answer.back
+        if answer.seen & Seen.CONSISTENCY_TOKEN and (token := answer.get(b"consistency-token")) is not None:
             cookie = hygiene.set_cookie(token, request.head.client.scheme)
             if cookie is not None:
                 lines.append(cookie)
         assert request.standing is not None
-        lines.append(request.standing)
-        return answers.first_line(answer.status, answer.reason) + b"\r\n".join(lines), seen
+        return b"\r\n".join([answer.first, *lines, request.standing])
 
     def _write_whole(self, request: Request, answer: Answer, body: bytes) -> None:
         """An answer that is here already, as most are: it goes out in one write."""
-        head, seen = self._head(request, answer)
-        if not answer.bodyless:
+        head = self._head(request, answer)
+        if not answer.seen & Seen.CONTENT_LENGTH and not answer.bodyless:
             head += b"Content-Length: %d\r\n" % len(body)
-        elif answer.status != 204 and (length := answer.get(b"content-length")) is not None:
-            head += b"Content-Length: %b\r\n" % length
-        self._write(request, answer.status, head, body, seen)
+        self._write(request, answer.status, head, body, answer.seen)
 
     async def _pass_back(self, request: Request, answer: Answer) -> None:
         """An answer whose body is still to come."""
-        head, seen = self._head(request, answer)
-        length = answer.get(b"content-length")
-        chunked = length is None and request.message.version >= HttpVersion11
-        if length is not None:
-            head += b"Content-Length: %b\r\n" % length
-        elif chunked:
+        head, seen = self._head(request, answer), answer.seen
+        unbounded = not seen & Seen.CONTENT_LENGTH
+        chunked = unbounded and request.message.version >= HttpVersion11
+        if chunked:
             head += b"Transfer-Encoding: chunked\r\n"
-        else:
+        elif unbounded:
             request.keep = False  # its end is the connection's
         self._write(request, answer.status, head, b"", seen)
         streams = seen & Seen.CONTENT_TYPE and (answer.get(b"content-type") or b"").startswith(b"text/event-stream")

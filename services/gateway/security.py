@@ -1,7 +1,5 @@
 """Headers that every answer of the public door has, whoever made it."""
 
-from functools import lru_cache
-
 from aiohttp import hdrs, web
 
 from services.gateway.headers import Seen, client_of
@@ -14,23 +12,12 @@ _HEADERS = {
     Seen.REFERRER_POLICY: ("Referrer-Policy", "no-referrer"),
 }
 _HTTPS_HEADERS = {Seen.STRICT_TRANSPORT_SECURITY: ("Strict-Transport-Security", f"max-age={_HTTPS_SECONDS}")}
-_GIVEN = sum(_HEADERS | _HTTPS_HEADERS)
+GIVEN = sum(_HEADERS | _HTTPS_HEADERS)
 
 
 def headers(scheme: str) -> dict[int, tuple[str, str]]:
     """By the bit in `Seen` that says that a service has given one itself."""
     return _HEADERS | _HTTPS_HEADERS if scheme == "https" else _HEADERS
-
-
-def lines(seen: int, scheme: str) -> bytes:
-    """The same as lines, for answers that are passed on: those which a service has not given itself."""
-    return _lines(seen & _GIVEN, scheme)
-
-
-@lru_cache(maxsize=64)
-def _lines(given: int, scheme: str) -> bytes:
-    missing = [header for bit, header in headers(scheme).items() if not given & bit]
-    return "".join(f"{name}: {value}\r\n" for name, value in missing).encode()
 
 
 def protect(app: web.Application, trusted_proxies: int) -> None:

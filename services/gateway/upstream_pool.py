@@ -26,13 +26,13 @@ _MAX_PLAIN = 32 * 1024  # beyond, another copy costs more than the parser does
 _MAX_BUFFERED = 128 * 1024
 _NO_BODY = frozenset({204, 304})
 _NOWHERE: deque[bytes] = deque(maxlen=0)  # for trailers
-_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([\t -~\x80-\xff]*)")
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) [\t -~\x80-\xff]*")
 
 
-def _status(line: bytes) -> tuple[int, bytes]:
+def _status(line: bytes) -> int:
     """What a first line says; zero where it is for the parser to read, or announces an answer without a body."""
     found = _STATUS_LINE.fullmatch(line)
-    return (0, b"") if found is None or int(found[1]) in _NO_BODY else (int(found[1]), found[2])
+    return 0 if found is None or int(found[1]) in _NO_BODY else int(found[1])
 
 
 _STATUS = Verdicts(_status)
@@ -54,7 +54,7 @@ class Answer(msgspec.Struct, eq=False):
     bodyless: bool
     tell: Callable[[], None] | None = None  # called once, when head or failure is there; it must not raise
     status: int = 0
-    reason: bytes = b""
+    first: bytes = b""  # its line
     lines: list[bytes] = []  # `name: value`
     back: list[bytes] = []  # those that go back to the caller
     seen: int = 0  # among them (`headers.Seen`)
@@ -241,13 +241,14 @@ class _Connection(asyncio.Protocol):
         as most do. (A parser calls us for every line.) What is not taken is the parser's from its first byte."""
         head, end, body = data.partition(b"\r\n\r\n")
         lines = head.split(b"\r\n")
-        status, reason = _STATUS[lines.pop(0)]
+        first = lines.pop(0)
+        status = _STATUS[first]
         if not end or not status or b"Content-Length: %d" % len(body) not in lines:
             return False
         back, seen = to_caller(lines)
         if seen & ODD:
             return False
-        answer.status, answer.reason, answer.lines, answer.back, answer.seen = status, reason, lines, back, seen
+        answer.status, answer.first, answer.lines, answer.back, answer.seen = status, first, lines, back, seen
         answer._chunks.append(body)
         answer._whole = self._keep = True
         return True
@@ -274,7 +275,7 @@ class _Connection(asyncio.Protocol):
 
     def on_status(self, reason: bytes) -> None:
         if self._answer is not None and not self._answer.status:  # what follows is not its
-            self._answer.reason = reason
+            self._answer.first = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._lines.append(name + b": " + value)
@@ -284,9 +285,13 @@ class _Connection(asyncio.Protocol):
         if answer is None or answer._whole:
             self.close()
         elif status < 200:
+            answer.first = b""
             answer.lines.clear()
         else:
+            if status == 204:  # it has no length, whatever it says
+                answer.lines = [line for line in answer.lines if not line.lower().startswith(b"content-length:")]
             self._lines = _NOWHERE
+            answer.first = b"HTTP/1.1 %d %b" % (status, answer.first)
             answer.back, answer.seen = to_caller(answer.lines)
             self._keep = self._parser.should_keep_alive()
             answer.closes = not self._keep

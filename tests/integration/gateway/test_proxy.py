@@ -603,9 +603,13 @@ async def test_json_bodies_are_bounded(world: World, http: aiohttp.ClientSession
 
 
 async def test_head_ranges_and_empty_answers_pass(world: World, http: aiohttp.ClientSession) -> None:
-    async def media(request: web.Request) -> web.Response:
+    async def media(request: web.Request) -> web.StreamResponse:
         if "If-None-Match" in request.headers:
             return web.Response(status=304, headers={"ETag": '"a"'})
+        if "unbounded" in request.query:
+            answer = web.StreamResponse()
+            answer.enable_chunked_encoding()
+            return answer
         if request.headers.get("Range") == "bytes=1-3":
             return web.Response(status=206, body=b"bcd", headers={"Content-Range": "bytes 1-3/5", "ETag": '"a"'})
         return web.Response(body=b"abcde", headers={"Accept-Ranges": "bytes", "ETag": '"a"'})
@@ -613,6 +617,8 @@ async def test_head_ranges_and_empty_answers_pass(world: World, http: aiohttp.Cl
     url = await world.in_front_of(media) + "/api/v1/media/1/original"
     async with http.head(url) as answer:
         assert (answer.status, answer.headers["content-length"]) == (200, "5")
+    async with http.head(f"{url}?unbounded") as answer:
+        assert (answer.status, answer.headers.get("content-length")) == (200, None)
     async with http.get(url, headers={"Range": "bytes=1-3"}) as answer:
         assert (answer.status, await answer.read()) == (206, b"bcd")
         assert answer.headers["Content-Range"] == "bytes 1-3/5"

@@ -34,7 +34,7 @@ class Read(NamedTuple):
     """What has become of one answer."""
 
     status: int
-    reason: bytes
+    first: bytes
     lines: list[bytes]
     back: list[bytes]
     seen: int
@@ -69,7 +69,7 @@ class Service:
                 self._connection.data_received(piece)
         answer.close()
         return Read(
-            answer.status, answer.reason, answer.lines, answer.back, answer.seen, answer.ready(),
+            answer.status, answer.first, answer.lines, answer.back, answer.seen, answer.ready(),
             answer._error is not None, answer.closes, bool(self.pool._idle),
         )  # fmt: skip
 
@@ -169,6 +169,30 @@ def test_all_others_are_read_as_the_parser_reads_them(answer: bytes) -> None:
     assert same([answer], [OK]) <= 1  # the second one
     for at in range(1, min(len(answer), 200)):
         same([OK], [answer[:at], answer[at:]], [OK])
+
+
+@pytest.mark.parametrize(
+    ("first", "line", "method", "back"),
+    [
+        (b"HTTP/1.1 200 Fine", b"Content-Length: 2", "GET", [b"Content-Length: 2"]),
+        (b"HTTP/1.1 200 Fine", b"content-length: 2", "GET", [b"content-length: 2"]),
+        (b"HTTP/1.1 200 Fine", b"Content-Length: 2", "HEAD", [b"Content-Length: 2"]),
+        (b"HTTP/1.1 304 -", b"Content-Length: 2", "GET", [b"Content-Length: 2"]),
+        (b"HTTP/1.1 204 -", b"Content-Length: 2", "GET", []),
+        (b"HTTP/1.1 204 -", b"content-length:2", "GET", []),
+        (b"HTTP/1.1 200 ", b"Content-Length: 2\r\nConnection: content-length", "GET", [b"Content-Length: 2"]),
+    ],
+)
+def test_a_length_goes_back_as_it_came(first: bytes, line: bytes, method: str, back: list[bytes]) -> None:
+    read = Service().says(first + b"\r\n" + line + b"\r\n\r\n", b"ok"[: 2 * (method == "GET")], method=method)
+    assert (read.first, read.back) == (first, back)
+
+
+def test_the_reason_of_an_interim_answer_is_not_the_answers() -> None:
+    assert (
+        Service().says(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200\r\nContent-Length: 0\r\n\r\n").first
+        == b"HTTP/1.1 200 "
+    )
 
 
 def test_both_ways_alternate_on_one_connection() -> None:
