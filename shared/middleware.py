@@ -67,13 +67,13 @@ def problem_response(error: TenfoldError) -> web.Response:
 
 def request_id(request: web.Request) -> str:
     if _ID not in request:
-        request[_ID] = sensible_id(request.headers.get(REQUEST_ID))
+        request[_ID] = sensible_id(request.headers.get(REQUEST_ID)) or new_text()
     return request[_ID]
 
 
-def sensible_id(given: str | None) -> str:
-    """The caller's id where it is sensible, else a new one."""
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else new_text()
+def sensible_id(given: str | None) -> str | None:
+    """The caller's id where it is sensible."""
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
 async def set_answer_headers(request: web.Request, response: web.StreamResponse) -> None:

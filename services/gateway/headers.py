@@ -17,7 +17,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from services.gateway.errors import AmbiguousRequest
 from shared import consistency, http_client, tracing
 from shared.errors import Malformed, TenfoldError
-from shared.middleware import REQUEST_ID, time_allowed
+from shared.middleware import REQUEST_ID, sensible_id, time_allowed
 
 V = TypeVar("V")
 
@@ -160,7 +160,7 @@ class Head(msgspec.Struct, frozen=True, eq=False):
     raw: RawHeaders
     client: Client
     above: str  # the caller's `traceparent`, if it is one
-    request_id: str | None
+    request_id: str | None  # if it is sensible
     origin: str | None
     authorization: str | None
     expects: bool
@@ -187,7 +187,7 @@ def read(headers: Headers, raw: RawHeaders, peer: str, scheme: str, trusted_prox
     except TenfoldError as error:
         fault = partial(type(error), error.detail)
     return Head(
-        raw, client, tracing.extract(headers), headers.get(REQUEST_ID), headers.get(hdrs.ORIGIN),
+        raw, client, tracing.extract(headers), sensible_id(headers.get(REQUEST_ID)), headers.get(hdrs.ORIGIN),
         headers.get(hdrs.AUTHORIZATION), expects, seconds, block(lines), fault,
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ from shared import metrics, middleware, tracing
 from shared.application import Access, authenticate
 from shared.auth import Principal, TokenVerifier
 from shared.errors import DeadlineExceeded, Malformed, TenfoldError, TooLarge, Unavailable
+from shared.ids import new_text
 from shared.logs import get_logger
 from shared.resilience import Fleet
 
@@ -163,7 +164,7 @@ class Proxy:
     def request(self, caller: Connection, message: RawRequestMessage, target: str, found: Found) -> Request:
         head = caller.head(message, self._trusted_proxies, self.seconds)
         traceparent = tracing.unsampled(head.above) or ""
-        request_id = middleware.sensible_id(head.request_id)
+        request_id = head.request_id or new_text()
         return Request(self, caller, message, target, found, head, request_id, traceparent, time.perf_counter())
 
     async def answer(
@@ -255,7 +256,8 @@ class Proxy:
         return request.keep
 
     def _finish(self, request: Request) -> None:
-        self._give_up(request)
+        if request.place is not None:
+            self._give_up(request, request.place)
         request.caller.ends()
         seconds = time.perf_counter() - request.started
         method, route, trace_id = request.message.method, request.found.route, request.traceparent[3:35]
@@ -378,10 +380,9 @@ class Proxy:
             self._fleet.limit.give(request.found.rule.path, request.place)
             request.place = None
 
-    def _give_up(self, request: Request) -> None:
-        if request.place is not None:
-            self._fleet.limit.give_up(request.found.rule.path, request.place)
-            request.place = None
+    def _give_up(self, request: Request, place: float) -> None:
+        self._fleet.limit.give_up(request.found.rule.path, place)
+        request.place = None
 
     async def _ask(self, request: Request) -> Answer:
         """The head of the service's answer. Raises `Unavailable` when there is none, or none is to be asked for."""
@@ -430,7 +431,8 @@ class Proxy:
                     return answer
                 tried += (instance,)
         finally:
-            self._give_up(request)
+            if request.place is not None:
+                self._give_up(request, request.place)
         fleet.breaker.failed()
         raise Unavailable(f"{self._name} does not answer")
 

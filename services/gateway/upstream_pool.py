@@ -148,7 +148,7 @@ class _Connection(asyncio.Protocol):
         self.used = False
         self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: Any = None
+        self.transport: Any = None
         self._answer: Answer | None = None
         self._sending: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -156,14 +156,10 @@ class _Connection(asyncio.Protocol):
         self._lines: MutableSequence[bytes] = _NOWHERE
         self._keep = False
 
-    @property
-    def closing(self) -> bool:
-        return bool(self._transport.is_closing())
-
     def exchange(self, method: str, head: bytes, body: AsyncIterable[bytes] | None, chunked: bool) -> Answer:
         answer = self._answer = Answer(self, self.used, method == "HEAD")
         self.head_bytes, self._keep, self._lines = 0, False, answer.lines
-        self._transport.write(head)
+        self.transport.write(head)
         if body is not None:
             self._sending = self.loop.create_task(self._send(answer, body, chunked))
         return answer
@@ -177,16 +173,16 @@ class _Connection(asyncio.Protocol):
         if answer is not None and answer.bodyless:
             self._parser = httptools.HttpResponseParser(self)  # the old one may still wait for the body of a HEAD
         self.used = True
-        self._pool.returned(self, whole and sent and self._keep and not self.closing)
+        self._pool.returned(self, whole and sent and self._keep and not self.transport.is_closing())
 
     def close(self) -> None:
-        self._transport.abort()
+        self.transport.abort()
 
     def pause_reading(self) -> None:
-        self._transport.pause_reading()
+        self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        self._transport.resume_reading()
+        self.transport.resume_reading()
 
     async def _send(self, answer: Answer, body: AsyncIterable[bytes], chunked: bool) -> None:
         try:
@@ -194,13 +190,13 @@ class _Connection(asyncio.Protocol):
                 if not data:
                     continue
                 # Not `writelines`: on the loop of some Pythons 3.12 and 3.13 it pauses nobody (CVE-2024-12254).
-                self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
                 if self._writable is not None:
                     await self._writable
-                if self.closing:
+                if self.transport.is_closing():
                     return
             if chunked:
-                self._transport.write(b"0\r\n\r\n")
+                self.transport.write(b"0\r\n\r\n")
         except Exception as error:  # noqa: BLE001 - the caller's body broke off, and that is what it must hear
             answer._end(error)
             answer._wake()
@@ -209,7 +205,7 @@ class _Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self.transport = transport
 
     def pause_writing(self) -> None:
         self._writable = self.loop.create_future()
@@ -436,7 +432,7 @@ class Pool:
             connection = self._idle.pop()  # the one that was used last
             if connection.idle_since < oldest:
                 connection.close()
-            elif not connection.closing:
+            elif not connection.transport.is_closing():
                 return connection
         return None
 

@@ -225,7 +225,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(
     def cut(self: Pool, method: str, target: str, headers: bytes) -> Answer | None:
         answer = begin(self, method, target, headers)
         if answer is not None:
-            answer._connection._transport.abort()
+            answer._connection.transport.abort()
         return answer
 
     failures = metrics.child(FAILURES, "media", "no_answer")._value
