@@ -71,7 +71,7 @@ class Door:
             target = str(message.url.relative())
         if "#" in target:
             target = target.partition("#")[0]
-        return target, self._find(message.method, target.partition("?")[0])
+        return target, self._find(message.method, target.partition("?")[0] if "?" in target else target)
 
     def _found(self, method: str, path: str) -> Found | None:
         """`path` as sent, without its query."""
@@ -180,7 +180,8 @@ class Connection(Listened):
         if not messages:
             return
         self._request_count += len(messages)
-        if len(messages) == 1 and self._began(*messages[0], waiter):
+        message, payload = messages[0]
+        if len(messages) == 1 and self._began(message, payload, waiter):
             return
         self._messages.extend(messages)
         if len(messages) >= self._max_msg_queue_size:

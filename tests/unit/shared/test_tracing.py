@@ -58,3 +58,10 @@ async def test_the_callers_choice_counts_before_chance() -> None:
                 assert (tracing.traceparent() or "")[:35] == GIVEN[:35]
         with tracing.span("new", parent="") as span:
             assert span.is_recording()
+
+
+async def test_traces_have_different_ids() -> None:
+    async with tracing.opened("test", None, 1.0):
+        made = [tracing.unsampled("") or "" for _ in range(100)]
+    assert [tracing.extract({"traceparent": given}) for given in made] == made
+    assert len({given[3:35] for given in made}) == len({given[36:52] for given in made}) == 100
