@@ -182,6 +182,7 @@ class Connection(Listened):
         self._request_count += len(messages)
         message, payload = messages[0]
         if len(messages) == 1 and self._began(message, payload, waiter):
+            parser.message_consumed()
             return
         self._messages.extend(messages)
         if len(messages) >= self._max_msg_queue_size:
@@ -198,7 +199,6 @@ class Connection(Listened):
         if found is None:
             return False
         self._parked, self._waiter = waiter, None
-        self._took()
         self.begins(payload)
         self._request = request = found.proxy.request(self, message, target, found)
         found.proxy.begin(request)
@@ -286,16 +286,11 @@ class Connection(Listened):
     def _take(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
         """The first that waits; the parser may go on with what is behind it."""
         first = self._messages.popleft()
-        self._took()
+        if self._parser is not None:
+            self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
         return first
-
-    def _took(self) -> None:
-        if self._manager is not None:
-            self._manager.requests_count += 1
-        if self._parser is not None:
-            self._parser.message_consumed()
 
     def _refuse(self, unreadable: _ErrInfo) -> None:
         """What the parser could not read. Nothing that follows it is read, either."""
