@@ -166,14 +166,14 @@ class _Connection(asyncio.Protocol):
 
     def ended(self, whole: bool) -> None:
         """The caller is done with the exchange: the connection is kept only if both sides said all of it."""
-        sent = self._sending is None or self._sending.done()
-        if self._sending is not None and not sent:
+        if self._sending is not None:
+            whole = whole and self._sending.done()
             self._sending.cancel()
         answer, self._answer, self._sending = self._answer, None, None
         if answer is not None and answer.bodyless:
             self._parser = httptools.HttpResponseParser(self)  # the old one may still wait for the body of a HEAD
         self.used = True
-        self._pool.returned(self, whole and sent and self._keep and not self.transport.is_closing())
+        self._pool.returned(self, whole and self._keep and not self.transport.is_closing())
 
     def close(self) -> None:
         self.transport.abort()
