@@ -226,6 +226,27 @@ async def test_no_more_connections_than_allowed(server: Server) -> None:
         pool.close()
 
 
+async def test_who_answers_before_it_has_the_body_is_asked_over_another_connection(server: Server) -> None:
+    go = asyncio.Event()
+
+    async def waits() -> AsyncIterator[bytes]:
+        yield b"abc"
+        await go.wait()
+
+    async with server.saying(OK) as pool:
+        assert await get(pool, "POST", waits()) == (200, b"ok")
+        assert await get(pool) == (200, b"ok")
+        assert server.connections == 2
+
+
+async def test_a_connection_that_is_closing_is_not_used(server: Server) -> None:
+    async with server.saying(OK) as pool:
+        assert await get(pool) == (200, b"ok")
+        pool._idle[0].close()
+        assert await get(pool, "POST", blocks(b"x")) == (200, b"ok")
+        assert server.connections == 2
+
+
 async def test_a_body_that_breaks_off_is_never_whole(server: Server) -> None:
     received: list[bytes] = []
 
