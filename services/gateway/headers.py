@@ -77,6 +77,12 @@ _NOT_BACK = frozenset(
     }
 )
 
+# How an answer is to be read, beside its length.
+_FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"connection", b"proxy-connection"})
+# Lines that hardly ever come again, or that are nobody's to keep.
+_ONCE = frozenset(
+    {b"x-request-id", b"consistency-token", b"etag", b"last-modified", b"location", b"content-range", b"set-cookie"}
+)
 # What does not become the hop's own by being named in `Connection`, or is so anyway.
 _NOT_NAMED = HOP_BY_HOP | {b"close", b"content-length", b""}
 
@@ -87,9 +93,8 @@ _TOKEN = re.compile(rb"[0-9a-z.-]{1,256}")
 _DOTS = re.compile(rb"(?:^|[/\\])\.{1,2}(?:[/\\]|$)")
 _CONNECTION_LENGTH = len("connection")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-# What everybody reads the same way, and passes on as it came.
-_PLAIN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?")
-_FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"proxy-connection"})
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VISIBLE = bytes({*range(0x20, 0x7F), *range(0x80, 0x100)})
 
 
 class Seen:
@@ -109,22 +114,28 @@ _SEEN = {name.lower().replace("_", "-").encode(): bit for name, bit in vars(Seen
 ODD = 256  # beside those of `Seen`: how the answer is to be read is for a parser to say
 
 
-class Verdicts(dict[bytes, V], Generic[V]):
-    """What becomes of a header, found out once for what comes again. Bounded, for there is no end of what may come."""
+class _Known(dict[bytes, V], Generic[V]):
+    """Bounded, for there is no end of what others make up."""
 
     _MOST = 1000
-    _LONGEST = 128
+    _LONGEST = 64
 
-    def __init__(self, judge: Callable[[bytes], V]) -> None:
-        self._judge = judge
-
-    def __missing__(self, key: bytes) -> V:
-        verdict = self._judge(key)
+    def keep(self, key: bytes, verdict: V) -> V:
         if len(key) <= self._LONGEST:
             if len(self) >= self._MOST:
                 self.clear()
             self[key] = verdict
         return verdict
+
+
+class Verdicts(_Known[V]):
+    """What becomes of something by its name, found out once for every spelling."""
+
+    def __init__(self, judge: Callable[[bytes], V]) -> None:
+        self._judge = judge
+
+    def __missing__(self, name: bytes) -> V:
+        return self.keep(name, self._judge(name))
 
 
 def _passes(name: bytes) -> bool:
@@ -133,17 +144,29 @@ def _passes(name: bytes) -> bool:
     return not (name in HOP_BY_HOP or name in _OURS or b"_" in name or name.startswith(_OURS_PREFIXES))
 
 
-def _back(line: bytes) -> tuple[bool, int]:
-    """Whether it passes, and what it is, if anything depends on it."""
-    name, _, value = line.lower().partition(b": ")
-    seen = 0 if name == b"connection" and value == b"keep-alive" else _SEEN.get(name, 0)
-    if seen == Seen.CONNECTION or name in _FRAMING or not _PLAIN.fullmatch(line):
+def _back(name: bytes) -> tuple[bool, int, bool]:
+    """Whether it passes, what it is, if anything depends on it, and whether the same line may come again."""
+    known = name.lower()
+    seen = _SEEN.get(known, 0)
+    if known in _FRAMING or not _NAME.fullmatch(name):
         seen |= ODD
-    return not (name in HOP_BY_HOP or name in _NOT_BACK), seen
+    return not (known in HOP_BY_HOP or known in _NOT_BACK), seen, known not in _ONCE
+
+
+def _line_back(line: bytes) -> tuple[bool, int]:
+    """The same of a line."""
+    name, colon, value = line.partition(b": ")
+    passes, seen, again = _BACK[name]
+    if seen & Seen.CONNECTION and value.lower() == b"keep-alive":
+        seen = 0
+    if not colon or value.startswith(b" ") or line.translate(None, _VISIBLE):
+        seen |= ODD
+    return _LINES.keep(line, (passes, seen)) if again else (passes, seen)
 
 
 _PASSES = Verdicts(_passes)
 _BACK = Verdicts(_back)
+_LINES: _Known[tuple[bool, int]] = _Known()
 
 
 class Client(NamedTuple):
@@ -256,7 +279,7 @@ def to_caller(lines: Sequence[bytes]) -> tuple[list[bytes], int]:
     seen = 0
     named: frozenset[bytes] = frozenset()
     for line in lines:
-        passes, flag = _BACK[line]
+        passes, flag = _LINES.get(line) or _line_back(line)
         if passes:
             back.append(line)
         if flag:
