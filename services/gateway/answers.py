@@ -36,8 +36,8 @@ def lines(headers: Mapping[str, str]) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def first_line(status: int, reason: bytes | None = None) -> bytes:
-    return b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"") if reason is None else reason)
+def first_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))
 
 
 def date() -> bytes:

@@ -89,7 +89,7 @@ class Answer(msgspec.Struct, eq=False):
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         if self._buffered > _MAX_BUFFERED:
-            self._connection.resume_reading()
+            self._connection.transport.resume_reading()
         self._buffered = 0
         return data
 
@@ -131,7 +131,7 @@ class Answer(msgspec.Struct, eq=False):
         self._chunks.append(data)
         self._buffered += len(data)
         if self._buffered > _MAX_BUFFERED:
-            self._connection.pause_reading()
+            self._connection.transport.pause_reading()
 
     def _end(self, error: Exception | None) -> None:
         """The first end counts."""
@@ -177,12 +177,6 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         self.transport.abort()
-
-    def pause_reading(self) -> None:
-        self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self.transport.resume_reading()
 
     async def _send(self, answer: Answer, body: AsyncIterable[bytes], chunked: bool) -> None:
         try:
