@@ -10,6 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, MutableSequence
+from contextvars import Context
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -433,12 +434,17 @@ class Pool:
     async def _connect(self) -> _Connection:
         """A new connection, for who has the right to one."""
         loop = asyncio.get_running_loop()
+        # In nobody's context: what arrives later is not of the trace of who was the first to need the connection.
+        connecting = loop.create_task(
+            loop.create_connection(lambda: _Connection(self, loop), self._host, self._port, ssl=self._tls or None),
+            context=Context(),
+        )
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self, loop), self._host, self._port, ssl=self._tls or None
-                )
+                _, connection = await connecting
         except BaseException as error:
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                connecting.result()[1].close()  # made in the very moment in which we were cancelled
             self._release()
             if isinstance(error, OSError):  # TimeoutError is one
                 raise Unreachable(repr(error)) from error

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import pytest
 
@@ -73,6 +74,53 @@ async def get(pool: Pool, method: str = "GET", body: AsyncIterator[bytes] | None
             return answer.status, whole
         finally:
             answer.close()
+
+
+async def test_what_arrives_is_in_nobody_s_context(server: Server) -> None:
+    trace: ContextVar[str] = ContextVar("trace", default="none")
+    trace.set("of the first")
+    seen: list[str] = []
+    async with server.saying(OK) as pool:
+        assert await get(pool) == (200, b"ok")
+        answer = pool.begin("GET", "/", b"")
+        assert answer is not None
+        told = asyncio.Event()
+
+        def tell() -> None:
+            seen.append(trace.get())
+            told.set()
+
+        answer.tell = tell
+        async with asyncio.timeout(5):
+            await told.wait()
+        answer.close()
+    assert seen == ["none"]
+
+
+async def test_a_connection_made_as_its_request_is_cancelled_is_closed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    create_connection, made = loop.create_connection, asyncio.Event()
+
+    async def creating(*args: object, **options: object) -> object:
+        connection = await create_connection(*args, **options)  # type: ignore[call-overload]
+        loop.call_soon(asking.cancel)  # before who waits for it has its turn
+        made.set()
+        return connection
+
+    async with server.saying(OK) as pool:
+        monkeypatch.setattr(loop, "create_connection", creating)
+        asking = asyncio.create_task(get(pool))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert made.is_set()
+
+        async def ended() -> bool:
+            return server.ended == 1
+
+        await eventually(ended)
+        assert pool.in_flight == 0
 
 
 async def blocks(*data: bytes) -> AsyncIterator[bytes]:
