@@ -45,6 +45,7 @@ class Alarm:
     def set(self, seconds: float) -> None:
         """From now on, `seconds` are left."""
         self._at = at = self._loop.time() + seconds
+        self._cancelling = self.task.cancelling() if self.task is not None else 0
         if at < self._fires_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -82,5 +83,4 @@ class Alarm:
             self._start(self._at)
             return
         self._at, self._rang = _NEVER, True
-        self._cancelling = self.task.cancelling()
         self.task.cancel()

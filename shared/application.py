@@ -143,9 +143,9 @@ class Call:
     def once(self, fingerprint: bytes | None = None) -> idempotency.Once:
         """The request's Idempotency-Key. A handler that reads the body itself passes its hash as `fingerprint`."""
         key = self.request.headers.get(idempotency.HEADER)
-        if key is not None and not 1 <= len(key) <= idempotency.MAX_LENGTH:
+        if key is not None and not (1 <= len(key) <= idempotency.MAX_LENGTH and key.isprintable()):
             raise InvalidInput(
-                [FieldError(f"/{idempotency.HEADER}", f"takes 1 to {idempotency.MAX_LENGTH} characters")]
+                [FieldError(f"/{idempotency.HEADER}", f"takes 1 to {idempotency.MAX_LENGTH} printable characters")]
             )
         parts = (self.request.method.encode(), self.request.path.encode(), fingerprint or self._raw_body)
         digest = hashlib.blake2b(b"\n".join(parts), digest_size=32).digest()

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -127,13 +128,20 @@ class JwksClient:
         self._tried_at = float("-inf")
         self._answered_at = float("-inf")
         self._lock = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def public_key(self, key_id: str) -> Ed25519PublicKey | None:
-        if key_id not in self._keys or time.monotonic() - self._fetched_at > _REFRESH_SECONDS:
+        if key_id not in self._keys:
             await self._refresh(key_id)
+        elif self._is_due() and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.create_task(self._refresh(key_id), context=Context())  # nobody waits for it
         if not self._keys:
             raise Unavailable("the keys that tokens are verified with cannot be had")
         return self._keys.get(key_id)
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        return now - self._fetched_at > _REFRESH_SECONDS and now - self._tried_at >= _REFETCH_SECONDS
 
     async def _refresh(self, key_id: str) -> None:
         came_at = time.monotonic()
@@ -152,17 +160,25 @@ class JwksClient:
                     response.raise_for_status()
                     self._keys = parse_jwks(await response.read())
                 self._fetched_at = time.monotonic()
-            except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError, ValueError) as error:
+            except (TimeoutError, aiohttp.ClientError, ValueError) as error:
                 log.warning("jwks_not_fetched", error=repr(error), stale=bool(self._keys))
             self._answered_at = time.monotonic()
 
 
 def parse_jwks(document: bytes) -> dict[str, Ed25519PublicKey]:
-    """The Ed25519 keys of a JWK set by their ids; other keys are passed over."""
+    """The Ed25519 keys of a JWK set by their ids; others, and what is no key, are passed over. Raises `ValueError`."""
     keys: dict[str, Ed25519PublicKey] = {}
-    for jwk in msgspec.json.decode(document, type=dict[str, list[dict[str, Any]]])["keys"]:
+    for jwk in msgspec.json.decode(document, type=_KeySet).keys:
         if jwk.get("kty") == "OKP" and jwk.get("crv") == "Ed25519" and isinstance(jwk.get("kid"), str):
-            key = jwt.PyJWK(jwk, algorithm=ALGORITHM).key
+            try:
+                key = jwt.PyJWK(jwk, algorithm=ALGORITHM).key
+            except (jwt.PyJWTError, ValueError, TypeError) as error:
+                log.warning("jwk_passed_over", kid=jwk["kid"], error=repr(error))
+                continue
             if isinstance(key, Ed25519PublicKey):
                 keys[jwk["kid"]] = key
     return keys
+
+
+class _KeySet(msgspec.Struct):
+    keys: list[dict[str, Any]]

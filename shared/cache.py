@@ -61,9 +61,9 @@ HIT_RATIO = metrics.Gauge("tenfold_cache_hit_ratio", "Lookups answered from the 
 # KEYS: entry. ARGV: version, new entry, milliseconds to live, and now in ms where what was there is known to be gone.
 # Answers the entry it was refused for, else nothing.
 _FILL = """
-local old = redis.call('GET', KEYS[1])
-if old then
-  local version, fresh = string.match(old, '^%a (%d+) ?(%d*)')
+local old = redis.call('GET', KEYS[1]) or ''
+local version, fresh = string.match(old, '^[VT] (%d+) ?(%d*)')
+if version then
   local over = fresh ~= '' and tonumber(fresh) < tonumber(ARGV[4])
   if tonumber(version) > tonumber(ARGV[1]) and not over then return old end
 end
@@ -71,9 +71,9 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 """
 # KEYS: entry. ARGV: version, tombstone, milliseconds to live. A value as new as the write stays.
 _BURY = """
-local old = redis.call('GET', KEYS[1])
-if old then
-  local kind, version = string.match(old, '^(%a) (%d+)')
+local old = redis.call('GET', KEYS[1]) or ''
+local kind, version = string.match(old, '^([VT]) (%d+)')
+if version then
   local newer = tonumber(version) - tonumber(ARGV[1])
   if newer > 0 or (newer == 0 and kind == 'V') then return end
 end
@@ -160,12 +160,15 @@ class Cache(Generic[T]):
         now = time.time() * 1000
         if now >= found.fresh_until:
             return await self._load_together(self._redis, "expired", key, entry, found, least, load)
+        shown = self._decoded(found)
+        if shown is None:
+            return await self._load_together(self._redis, "unreadable", key, entry, None, least, load)
         # XFetch. 1 - random() is never 0, of which there is no logarithm.
         lead = found.cost * 1000 * _EAGERNESS * -math.log(1.0 - random.random())  # noqa: S311 - no secret
         if now + lead >= found.fresh_until and key not in self._refreshes:
             self._refreshes[key] = asyncio.create_task(self._refresh(self._redis, key, entry, found, load))
         self._count("hit")
-        return self._decoded(found).value
+        return shown.value
 
     async def note(self, tx: Transaction, key: str, version: int) -> None:
         """Note what `invalidate` is going to be told, in the transaction that makes `version`: if the process dies or
@@ -241,15 +244,15 @@ class Cache(Generic[T]):
             try:
                 loaded = self._versioned(await self._load_past(known, load))
             except (Unavailable, TimeoutError):
-                if known is None or known.body is None:
+                if known is None or (shown := self._decoded(known)) is None:
                     raise
                 metrics.child(FILLS, self._name, "stale_shown").inc()
-                return self._decoded(known)
+                return shown
             newer = await self._keep(redis, entry, loaded, known, time.monotonic() - started)
             if newer is None:
                 return loaded
-            if newer.body is not None:
-                return self._decoded(newer)
+            if (shown := self._decoded(newer)) is not None:
+                return shown
             known = newer  # written while it was loaded
         return loaded
 
@@ -287,9 +290,14 @@ class Cache(Generic[T]):
     def _versioned(self, value: T | None) -> Versioned[T]:
         return Versioned(0 if value is None else self._version(value), value)
 
-    def _decoded(self, entry: _Entry) -> Versioned[T]:
-        assert entry.body is not None
-        return Versioned(entry.version, self._decoder.decode(entry.body))
+    def _decoded(self, entry: _Entry) -> Versioned[T] | None:
+        """`None` for a tombstone, and for what code of another release keeps that ours cannot read."""
+        if entry.body is None:
+            return None
+        try:
+            return Versioned(entry.version, self._decoder.decode(entry.body))
+        except (ValueError, RecursionError):  # msgspec's errors are `ValueError`s
+            return None
 
 
 async def keep_healing(db: Database, redis: Redis) -> None:
@@ -335,14 +343,19 @@ async def _bury(redis: Redis, entry: str, version: int, token: str) -> None:
 
 
 def _parse(raw: bytes | None) -> _Entry | None:
+    """`None` for what is no entry, too."""
     if raw is None:
         return None
     head, _, rest = raw.partition(b"\n")
-    kind, version, *more = head.split(b" ")
-    if kind == b"T":
-        return _Entry(int(version), token=rest.decode())
-    fresh_until, cost = more
-    return _Entry(int(version), int(fresh_until), float(cost), rest)
+    kind, *words = head.split(b" ")
+    try:
+        if kind == b"T":
+            (version,) = words
+            return _Entry(int(version), token=rest.decode())
+        version, fresh_until, cost = words
+        return _Entry(int(version), int(fresh_until), float(cost), rest)
+    except ValueError:
+        return None
 
 
 def entry_name(cache: str, key: str) -> str:

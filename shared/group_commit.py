@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
+import asyncpg
+
 from shared import consistency
 from shared.consistency import Positions
 from shared.database import Database, Transaction
@@ -22,6 +24,9 @@ R = TypeVar("R")
 Write = Callable[[Transaction, Sequence[A]], Awaitable[Sequence[R]]]
 
 _LARGEST = 200
+# How long it may wait for what another transaction holds.
+_TOGETHER_SECONDS = 0.1
+_ALONE_SECONDS = 1.0
 
 
 class GroupCommit(Generic[A, R]):
@@ -32,8 +37,9 @@ class GroupCommit(Generic[A, R]):
     two processes do not wait for each other in a circle; `write` has to keep to that order.
 
     When a batch fails, nothing of it is there and each of its writes is done again in a transaction of its own, so only
-    those fail that fail alone. A write may thus run twice and must have no effect but through its transaction;
-    callbacks of `after_commit` run once, for the transaction that committed.
+    those fail that fail alone. It also fails when it waits for what another transaction holds: the one write that needs
+    it then waits a second, and the others do not. A write may thus run twice and must have no effect but through its
+    transaction; callbacks of `after_commit` run once, for the transaction that committed.
     """
 
     def __init__(self, db: Database, write: Write[A, R], key: Callable[[A], Any], at_once: int = 2) -> None:
@@ -93,6 +99,8 @@ class GroupCommit(Generic[A, R]):
         try:
             results, positions = await self._commit(batch)
         except BaseException as error:  # noqa: BLE001 - it is the callers'
+            if len(batch) == 1 and isinstance(error, asyncpg.LockNotAvailableError):
+                error = Unavailable("another transaction holds what this changes")
             # Of a server that is away nobody need ask again; what it did is unknown, too.
             if len(batch) == 1 or isinstance(error, Unavailable) or not isinstance(error, Exception):
                 for asked in batch:
@@ -110,8 +118,9 @@ class GroupCommit(Generic[A, R]):
     async def _commit(self, batch: "list[_Asked[A, R]]") -> tuple[Sequence[R], Positions]:
         arguments = [asked.argument for asked in batch]
         asked_for = any(asked.positions is not None for asked in batch)
+        wait = _ALONE_SECONDS if len(batch) == 1 else _TOGETHER_SECONDS
         with consistency.tracked(None) if asked_for else nullcontext(Positions()) as positions:
-            async with self._db.transaction() as tx:
+            async with self._db.transaction(lock_seconds=wait) as tx:
                 results = await self._write(tx, arguments)
                 if len(results) != len(batch):
                     raise TypeError("a result for each write is needed")

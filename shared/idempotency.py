@@ -76,7 +76,10 @@ class Once:
             return None
         if row["fingerprint"] != self.fingerprint:
             raise KeyReused
-        return msgspec.json.decode(row["result"], type=type_)
+        try:
+            return msgspec.json.decode(row["result"], type=type_)
+        except msgspec.ValidationError:  # of another release
+            raise Conflict("this was done before, and its answer cannot be given again") from None
 
     async def keep(self, tx: Transaction, result: object) -> None:
         if self.key is not None:

@@ -24,6 +24,7 @@ _GCRA = """
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
 local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+if arrival > now + ARGV[2] then arrival = now end -- the clock was set back: no burst is so far ahead
 local next_arrival = arrival + ARGV[1]
 local wait = next_arrival - ARGV[2] - now
 if wait > 0.000001 then return {0, math.ceil(wait * 1000000), math.ceil((arrival - now) * 1000000)} end

@@ -91,6 +91,8 @@ class _Link(asyncio.Protocol):
             else:
                 FAILURES.inc()
                 asker.set_exception(RedisAway(str(answer)))
+                if str(answer).startswith("READONLY"):
+                    self.abort()  # a primary no more: a new connection may find the one that is
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost(self, repr(error) if error else "the connection was closed")
@@ -255,7 +257,7 @@ class Redis:
         while True:
             await asyncio.sleep(self._away_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             self._away_seconds = min(self._away_seconds * 2, _LONGEST_AWAY_SECONDS)
-            with suppress(OSError, RedisAway, TimeoutError):
+            with suppress(Exception):  # whatever it is, there is another try
                 async with asyncio.timeout(_PROBE_SECONDS):
                     await self._open_link()
                 self._task = None

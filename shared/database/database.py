@@ -12,7 +12,7 @@ from shared.database.pool import FAILURES
 from shared.database.primary import Primary
 from shared.database.replica import Replica
 from shared.database.server import GONE, PoolExhausted, Server
-from shared.errors import TenfoldError, Unavailable
+from shared.errors import Malformed, TenfoldError, Unavailable
 from shared.health import Health
 from shared.logs import get_logger
 from shared.settings import DataSettings
@@ -132,8 +132,11 @@ class Database:
             yield db
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, lock_seconds: float | None = None) -> AsyncIterator[Transaction]:
         """Run the block in one transaction on the primary; afterwards the caller's token covers its writes.
+
+        `lock_seconds`: a statement that waits longer for what another transaction holds raises
+        `asyncpg.LockNotAvailableError`.
 
         Raises `Unavailable` when no connection becomes free in time or the primary is away, and the error that
         `constraints` names when one is violated. When the connection is lost during the commit nobody knows whether it
@@ -144,7 +147,8 @@ class Database:
             connection = slot.connection
             tx = Transaction(connection)
             try:
-                await connection.execute("BEGIN")
+                wait = "" if lock_seconds is None else f"; SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"
+                await connection.execute(f"BEGIN{wait}")
                 yield tx
                 # The server answers a COMMIT after a failed statement with a rollback, and no error.
                 if await connection.execute("COMMIT") != "COMMIT":
@@ -178,9 +182,12 @@ class Database:
             self._raise_meaning(error)
 
     async def check(self) -> None:
-        """Raise unless the primary answers; readiness asks."""
+        """Raise unless the primary answers; readiness asks. That all connections are in use says nothing against it."""
         try:
-            await self._primary.run(_ask, "SELECT 1")
+            if self._primary.pool.is_exhausted:
+                await self._primary.ask_apart("SELECT 1")
+            else:
+                await self._primary.run(_ask, "SELECT 1")
         except _DRIVER_ERRORS as error:
             self._raise_meaning(error)
 
@@ -195,6 +202,8 @@ class Database:
                 return await replica.run(query, *args, **kwargs)
             except PoolExhausted:
                 raise
+            except asyncpg.SerializationError:
+                continue  # what it read was cleaned up on the primary; elsewhere it is not
             except (TimeoutError, Unavailable, *GONE) as error:
                 if isinstance(error, TimeoutError) and replica.usable:
                     raise  # it answers its poller, so the query is slow, and would be on the primary too
@@ -263,6 +272,10 @@ class Database:
                 raise named from error
         elif isinstance(error, (TimeoutError, asyncpg.QueryCanceledError)):
             raise Unavailable("the database took too long") from error
+        elif isinstance(error, (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)):
+            raise Unavailable("another transaction was in the way") from error
+        elif isinstance(error, asyncpg.CharacterNotInRepertoireError):
+            raise Malformed("it holds a character that cannot be kept") from error
         # The driver has one class for misuse and for connections that closed under a statement.
         elif isinstance(error, GONE) or (isinstance(error, asyncpg.InterfaceError) and "clos" in str(error)):
             log.warning("database_away", database=self.service, error=type(error).__name__)

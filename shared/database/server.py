@@ -115,6 +115,14 @@ class Server(ABC):
             self.waiting -= 1
             self._waits.observe(time.perf_counter() - started)
 
+    async def ask_apart(self, sql: str) -> None:
+        """Ask over a connection for this alone; raises what the driver does. The caller bounds it in time."""
+        connection = await self.connect()
+        try:
+            await connection.execute(sql)
+        finally:
+            connection.terminate()
+
     async def recover(self, slot: Slot, error: BaseException) -> None:
         """Give back the connection on which `error` befell its user.
 

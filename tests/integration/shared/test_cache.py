@@ -271,3 +271,50 @@ async def test_what_the_cache_was_good_for_is_said_at_the_end(redis: Redis, name
         for _ in range(4):
             await cache.get("k", Table(Row("a", 1)).load)
         assert cache.hit_ratio == 0.75
+
+
+class Wider(Row, frozen=True, kw_only=True):
+    """The same in the next release."""
+
+    plan: str
+
+
+async def load_wider() -> Wider:
+    return Wider("a", 1, plan="free")
+
+
+async def load_nothing() -> Wider:
+    raise Unavailable
+
+
+async def test_what_another_release_keeps_is_loaded_anew(cache: Cache[Row], name: str, redis: Redis) -> None:
+    table = Table(Row("a", 1))
+    await cache.get("k", table.load)
+    wider = Cache(name, Wider, lambda row: row.version, redis)
+    with pytest.raises(Unavailable):
+        await wider.get("k", load_nothing)
+    assert await wider.get("k", load_wider) == Wider("a", 1, plan="free")
+    assert await wider.get("k", load_nothing) == Wider("a", 1, plan="free")
+    assert await cache.get("k", table.load) == Row("a", 1)
+    assert table.reads == 1
+
+
+async def test_what_another_release_keeps_is_not_shown_when_the_load_fails(
+    cache: Cache[Row], name: str, redis: Redis
+) -> None:
+    await cache.get("k", Table(Row("a", 1)).load)
+    await age(redis, name)
+    with pytest.raises(Unavailable):
+        await Cache(name, Wider, lambda row: row.version, redis).get("k", load_nothing)
+
+
+@pytest.mark.parametrize("value", [b"", b"nonsense", b"V x y z\n{}", b"T\n", b"V 1\n{}"])
+async def test_what_is_no_entry_is_replaced(cache: Cache[Row], name: str, redis: Redis, value: bytes) -> None:
+    table = Table(Row("a", 1))
+    await redis.call("SET", entry_name(name, "k"), value)
+    assert await cache.get("k", table.load) == Row("a", 1)
+    assert await cache.get("k", table.load) == Row("a", 1)
+    assert table.reads == 1
+    await redis.call("SET", entry_name(name, "k"), value)
+    await cache.invalidate("k", 2)
+    assert (await redis.call("GET", entry_name(name, "k"))).startswith(b"T 2\n")

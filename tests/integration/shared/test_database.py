@@ -1,7 +1,8 @@
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from shared import consistency
 from shared.database import Connection, Database
-from shared.errors import Unavailable
+from shared.errors import Malformed, Unavailable
 from shared.health import Health
 from shared.ids import new_id
 from shared.settings import DataSettings
@@ -159,3 +160,38 @@ async def test_readiness_tells_when_the_database_is_away(data_settings: DataSett
     async with Database.opened("things", nowhere, health):
         health.started()
         assert list(await health.faults()) == ["things-database"]
+
+
+async def test_a_pool_that_is_in_use_does_not_make_a_process_unready(
+    data_settings: DataSettings, health: Health
+) -> None:
+    settings = msgspec.structs.replace(data_settings, database_pool_max=2)
+    async with Database.opened("things", settings, health) as db, AsyncExitStack() as stack:
+        health.started()
+        for _ in range(2):
+            await stack.enter_async_context(db.transaction())
+        assert await health.faults() == {}
+
+
+async def test_transactions_in_each_other_s_way_are_for_the_caller_to_repeat(db: Database) -> None:
+    one, two = new_id(), new_id()
+    async with db.transaction() as tx:
+        for thing_id in (one, two):
+            await things.insert(tx, thing_id, str(thing_id))
+    both = asyncio.Barrier(2)
+
+    async def change(first: UUID, second: UUID) -> None:
+        async with db.transaction() as tx:
+            await tx.execute("UPDATE things SET number = 1 WHERE id = $1", first)
+            await both.wait()
+            await tx.execute("UPDATE things SET number = 1 WHERE id = $1", second)
+
+    outcomes = await asyncio.gather(change(one, two), change(two, one), return_exceptions=True)
+    assert sorted(map(str, outcomes)) == ["None", "another transaction was in the way"]
+    assert any(isinstance(outcome, Unavailable) for outcome in outcomes)
+
+
+async def test_a_text_that_the_server_cannot_keep_is_the_caller_s_fault(db: Database) -> None:
+    with pytest.raises(Malformed):
+        async with db.transaction() as tx:
+            await things.insert(tx, new_id(), "a\0b")

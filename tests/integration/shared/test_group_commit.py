@@ -141,3 +141,16 @@ async def test_each_caller_s_token_covers_its_write(db: Database, writes: GroupC
             seen.append(await db.read(things.exists, thing_id))
     print(f"own writes not seen: {seen.count(False)} of 200")
     assert all(seen)
+
+
+async def test_what_another_transaction_holds_fails_only_the_write_that_needs_it(
+    db: Database, writes: GroupCommit[tuple[UUID, str], str]
+) -> None:
+    async with db.transaction() as tx:
+        await things.insert(tx, new_id(), "held")
+        outcomes = await asyncio.gather(
+            *(writes.write((new_id(), name)) for name in ("a", "held", "z")), return_exceptions=True
+        )
+    assert (outcomes[0], outcomes[2]) == ("a", "z")
+    assert isinstance(outcomes[1], Unavailable)
+    assert await stored(db) == ["a", "held", "z"]

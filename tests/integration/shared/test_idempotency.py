@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from shared.database import Database
+from shared.errors import Conflict
 from shared.health import Health
 from shared.idempotency import InProgress, KeyReused, Once, clean_up
 from shared.ids import new_id
@@ -58,6 +59,16 @@ async def test_another_body_under_the_same_key_is_refused(db: Database) -> None:
     await make(db, Once("ann", "key", b"body"))
     with pytest.raises(KeyReused):
         await make(db, Once("ann", "key", b"other"))
+
+
+async def test_an_answer_of_another_release_is_not_given_again_and_the_effect_not_repeated(db: Database) -> None:
+    once = Once("ann", "key", b"body")
+    await make(db, once)
+    async with db.transaction() as tx:
+        await tx.execute("UPDATE idempotency_keys SET result = $1", b'{"number": 1}')
+    with pytest.raises(Conflict, match="done before"):
+        await make(db, once)
+    assert await count(db) == 1
 
 
 async def test_keys_belong_to_who_sent_them(db: Database) -> None:

@@ -119,6 +119,42 @@ async def test_a_frozen_or_restarted_redis_is_taken_up_again(tmp_path: Path) -> 
             await eventually(answers)
 
 
+async def test_a_clock_of_redis_that_was_set_back_refuses_nobody(redis: Redis) -> None:
+    limiter, limit = RateLimiter(redis), Limit(2, 60)
+    keys = [secrets.token_hex(4) for _ in range(2)]
+    await asyncio.gather(*(limiter.hit(key, limit) for key in keys))
+    entry = next(name for name in await redis.call("KEYS", "*") if keys[0].encode() in name)
+    await redis.call("SET", entry, time.time() + 3600, "KEEPTTL")
+    assert [(await limiter.hit(keys[0], limit)).allowed for _ in range(3)] == [True, True, False]
+
+
+async def test_a_redis_that_is_demoted_is_left_for_a_new_connection(tmp_path: Path) -> None:
+    topology = Topology.backing(replicas=0, broker="none")
+    async with Stack(topology, root=tmp_path, durable=False, keep_data=False) as stack:
+        assert stack.urls.redis
+        async with Redis.opened(stack.urls.redis) as redis, Redis.opened(stack.urls.redis) as admin:
+            await redis.call("SET", "key", "value")
+            link = redis._link
+            assert link is not None
+            await admin.call("REPLICAOF", "127.0.0.1", "1")
+            with pytest.raises(RedisAway, match="READONLY"):
+                await redis.call("SET", "key", "other")
+
+            async def left() -> bool:
+                return redis._link is not link
+
+            await eventually(left)
+            await admin.call("REPLICAOF", "NO", "ONE")
+
+            async def written() -> bool:
+                try:
+                    return bool(await redis.call("SET", "key", "other") == b"OK")
+                except RedisAway:
+                    return False
+
+            await eventually(written)
+
+
 async def test_an_answer_that_is_there_in_time_is_no_failure_of_a_loop_that_was_not(redis: Redis) -> None:
     assert await redis.call("PING") == b"PONG"
     call = asyncio.create_task(redis.call("PING"))

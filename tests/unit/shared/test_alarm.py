@@ -1,6 +1,7 @@
 """A time-out that is set again and again."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -76,3 +77,13 @@ async def test_another_error_at_that_moment_leaves_no_cancellation_behind(alarm:
     with pytest.raises(ConnectionError):
         await alarm.within(0.01, lost())
     assert cancelling() == 0
+
+
+async def test_a_cancellation_in_the_very_turn_in_which_it_rings_is_not_lost(alarm: Alarm) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(alarm.within(0.01, never()))
+    await asyncio.sleep(0)
+    loop.call_at(loop.time() + 0.009, task.cancel)
+    time.sleep(0.02)  # noqa: ASYNC251 - so that both are due in one turn
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import aiohttp
 import jwt
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -113,7 +114,17 @@ def test_only_ed25519_keys_are_taken_from_a_key_set() -> None:
     x = base64.urlsafe_b64encode(KEY.public_key().public_bytes_raw()).decode().rstrip("=")
     good = {"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": x}
     others = [{"kty": "oct", "kid": "b", "k": "AAAA"}, {"kty": "OKP", "crv": "X25519", "kid": "c", "x": x}]
-    assert list(parse_jwks(json.dumps({"keys": [good, *others]}).encode())) == ["a"]
+    broken: list[dict[str, object]] = [good | {"kid": "d", "x": bad} for bad in ("", "AAAA", 7, None, "\u00fc")]
+    document = {"keys": [*broken, good, *others], "issuer": "x"}
+    assert list(parse_jwks(json.dumps(document).encode())) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"{}", b"[]", b'{"keys": 1}', b'{"keys": [1]}', b"\xff", b'{"keys": "\xff"}']
+)
+def test_what_is_no_key_set_is_an_error_of_one_kind(document: bytes) -> None:
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
+        parse_jwks(document)
 
 
 class Hanging:
@@ -148,6 +159,18 @@ async def test_callers_who_wait_for_the_keys_share_one_try() -> None:
     with pytest.raises(Unavailable):  # and who comes later tries again
         await keys.public_key("k1")
     assert users.calls == 2
+
+
+async def test_who_has_the_key_does_not_wait_for_newer_ones() -> None:
+    users = Hanging()
+    keys = JwksClient("http://users/", cast("aiohttp.ClientSession", users))
+    keys._keys = {"k1": KEY.public_key()}  # fetched long ago
+    assert await keys.public_key("k1") is keys._keys["k1"]
+    await users.called.wait()
+    assert [await keys.public_key("k1") for _ in range(20)] == [keys._keys["k1"]] * 20
+    assert users.calls == 1
+    users.broken.set()
+    assert await keys.public_key("k2") is None
 
 
 @pytest.mark.parametrize("token", ["\udcff", "a.b.c\udc80", "", "."])
