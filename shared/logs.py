@@ -119,6 +119,10 @@ def _add_trace(_logger: Any, _method: str, event: Any) -> Any:
 def _render(service: str) -> Any:
     def render(_logger: Any, _method: str, event: dict[str, Any]) -> bytes:
         event.setdefault("service", service)
-        return _encoder.encode(event)
+        try:
+            return _encoder.encode(event)
+        except (ValueError, TypeError, OverflowError, RecursionError):  # a lone surrogate, say
+            # Who logs, often of another error, must not fail of it.
+            return _encoder.encode({n: v if isinstance(v, str) and v.isascii() else ascii(v) for n, v in event.items()})
 
     return render
