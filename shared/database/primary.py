@@ -84,7 +84,7 @@ class Primary(Server):
                 recorded = await self.run(self._look, recorded)
             except Unavailable:
                 pass  # exhausted or away: the next connection is looked for on every host
-            except FAILURES as error:
+            except Exception as error:  # noqa: BLE001 - nobody else looks at it
                 log.warning("primary_hangs", error=type(error).__name__)
                 self.pool.expire()
             await asyncio.sleep(_WATCH_SECONDS)

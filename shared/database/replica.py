@@ -8,7 +8,7 @@ import asyncpg
 
 from shared import metrics
 from shared.consistency import Position
-from shared.database.pool import FAILURES, cut
+from shared.database.pool import cut
 from shared.database.primary import Primary, base36, parse_lsn
 from shared.database.server import Server
 from shared.logs import get_logger
@@ -72,7 +72,7 @@ class Replica(Server):
                     if row is None:
                         raise asyncpg.ObjectNotInPrerequisiteStateError("it is not a replica")
                     self._update(row)
-                except FAILURES as error:
+                except Exception as error:  # noqa: BLE001 - one that nobody looks at must not stay usable
                     self._set_usable(False, type(error).__name__)
                     if connection is not None:
                         await cut(connection)

@@ -82,7 +82,7 @@ class Follower(Generic[M]):
             try:
                 async with asyncio.timeout(_LOOKUP_SECONDS):
                     found = await self._lookup(parts.hostname or "")
-            except OSError as error:  # TimeoutError is one
+            except Exception as error:  # noqa: BLE001 - whatever it is, who is known stays so
                 log.warning("lookup_failed", host=parts.hostname, error=repr(error))
                 continue
             if found:
