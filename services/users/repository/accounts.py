@@ -109,9 +109,18 @@ async def update_account(connection: Connection, account: Account) -> Account:
     return _account(row)
 
 
-async def update_password_hash(connection: Connection, account_id: UUID, old: str, new: str) -> None:
-    await connection.execute(
-        "UPDATE accounts SET password_hash = $3 WHERE id = $1 AND password_hash = $2", account_id, old, new
+async def lock_credentials(connection: Connection, account_id: UUID, password_hash: str) -> bool:
+    """Whether this is the password still and the account may be used; nobody changes that until the transaction ends.
+
+    As strong a lock as a new hash takes: two logins that both bring it up to date must not wait for each other.
+    """
+    return (
+        await connection.fetchval(
+            "SELECT true FROM accounts WHERE id = $1 AND password_hash = $2 AND NOT disabled FOR NO KEY UPDATE",
+            account_id,
+            password_hash,
+        )
+        is not None
     )
 
 

@@ -68,11 +68,16 @@ class Sessions:
         fresh = await self._passwords.hash(password) if self._passwords.is_outdated(stored) else None
         session_id = new_id()
         async with self._db.transaction() as tx:
-            if fresh is not None:
-                await accounts.update_password_hash(tx, account.id, stored, fresh)
-            await repository.insert_session(tx, session_id, account.id, client, self._session_end())
-            refresh_token = await self._issue_refresh_token(tx, session_id)
-            await note(tx, account.id, Happening.LOGGED_IN, client)
+            unchanged = await accounts.lock_credentials(tx, account.id, stored)
+            if unchanged:
+                if fresh is not None:
+                    await accounts.set_password_hash(tx, account.id, fresh)
+                await repository.insert_session(tx, session_id, account.id, client, self._session_end())
+                refresh_token = await self._issue_refresh_token(tx, session_id)
+                await note(tx, account.id, Happening.LOGGED_IN, client)
+        if not unchanged:
+            # A new password, or an end of the account, has ended all sessions: this must not open one after that.
+            return await self.log_in(email, password, client)
         return self._tokens(account.id, session_id, account.role, refresh_token)
 
     async def refresh(self, refresh_token: str, client: Client) -> Tokens:

@@ -12,6 +12,7 @@ from services.users.events import (
     UserRegistered,
     UserVerificationRequested,
 )
+from services.users.passwords import Passwords
 from services.users.settings import Settings
 from shared.testing import eventually
 from tests.backing import Backing
@@ -122,6 +123,51 @@ async def test_a_login_brings_the_hash_up_to_the_parameters(settings: Settings, 
         after = await sql.fetchval("SELECT password_hash FROM accounts")
         assert (",t=1," in before, ",t=2," in after) == (True, True)
         assert (await log_in(api)).status == 201
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [("UPDATE accounts SET password_hash = ''", 401), ("UPDATE accounts SET disabled = true", 403),
+     ("DELETE FROM accounts", 401)],
+    ids=["another password", "disabled", "deleted"],
+)  # fmt: skip
+async def test_a_login_that_began_before_a_change_opens_no_session_after_it(
+    api: Api, sql: Any, monkeypatch: pytest.MonkeyPatch, change: str, status: int
+) -> None:
+    await register(api)
+    verify, transaction, changed = Passwords.verify, sql.transaction(), asyncio.Event()
+
+    async def changed_meanwhile(passwords: Passwords, stored: str | None, password: str) -> bool:
+        monkeypatch.undo()
+        good = await verify(passwords, stored, password)
+        await transaction.start()
+        await sql.execute(change)
+        changed.set()
+        return good
+
+    monkeypatch.setattr(Passwords, "verify", changed_meanwhile)
+    login = asyncio.ensure_future(log_in(api))
+
+    async def opened_or_waits() -> bool:
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        return login.done() or bool(await sql.fetchval(waits))
+
+    await changed.wait()
+    await eventually(opened_or_waits)
+    await transaction.commit()
+    assert (await login).status == status
+    assert await sql.fetchval("SELECT count(*) FROM sessions") == 0
+
+
+async def test_logins_at_once_bring_the_hash_up_and_all_are_good(
+    settings: Settings, backing: Backing, sql: Any
+) -> None:
+    async with serving(Spy(settings).service, settings) as api:
+        await register(api)
+    async with serving(Spy(settings).service, msgspec.structs.replace(settings, argon2_time=2)) as api:
+        answers = await asyncio.gather(*(log_in(api) for _ in range(5)))
+    assert [answer.status for answer in answers] == [201] * 5
+    assert ",t=2," in await sql.fetchval("SELECT password_hash FROM accounts")
 
 
 @pytest.mark.parametrize("redis", [True, False], ids=["redis", "alone"])
