@@ -137,6 +137,12 @@ class Handlers:
 
 
 def _client(call: Call) -> Client:
-    forwarded = call.request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-    device = "".join(c for c in call.request.headers.get("User-Agent", "") if c.isprintable())
-    return Client(device[:_DEVICE_LENGTH], forwarded[:45] or call.request.remote or "")
+    headers = call.request.headers
+    forwarded = headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+    device = _printable(headers.get("User-Agent", ""))
+    return Client(device[:_DEVICE_LENGTH], _printable(forwarded)[:45] or call.request.remote or "")
+
+
+def _printable(header: str) -> str:
+    """Without bytes that are no UTF-8, which the database would not take."""
+    return "".join(c for c in header if c.isprintable())

@@ -10,14 +10,15 @@ from msgspec import UNSET, Meta, UnsetType
 from services.users import models
 from shared.paging import PageQuery
 
+_WITHOUT_NUL = r"^[^\x00]*$"  # PostgreSQL takes any other character
 Password = Annotated[str, Meta(min_length=8, max_length=256)]
-Address = Annotated[str, Meta(min_length=3, max_length=models.MAX_ADDRESS_LENGTH)]
+Address = Annotated[str, Meta(min_length=3, max_length=models.MAX_ADDRESS_LENGTH, pattern=_WITHOUT_NUL)]
 # `$` alone would let a line feed at the end pass.
 DisplayName = Annotated[
     str,
     Meta(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*(?!\n)$"),
 ]
-Bio = Annotated[str, Meta(max_length=1000, pattern=r"^[^\x00]*$")]
+Bio = Annotated[str, Meta(max_length=1000, pattern=_WITHOUT_NUL)]
 Locale = Annotated[str, Meta(pattern=r"^[a-z]{2}(-[A-Z]{2})?(?!\n)$")]
 
 
@@ -50,7 +51,7 @@ class ResetPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AccountQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    query: Annotated[str, Meta(max_length=254, pattern=r"^[^\x00]*$")] = ""
+    query: Annotated[str, Meta(max_length=254, pattern=_WITHOUT_NUL)] = ""
 
 
 class AdminChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

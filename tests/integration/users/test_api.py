@@ -65,6 +65,41 @@ async def test_wrong_fields_are_named(api: Api, change: dict[str, object], point
     assert [error["pointer"] for error in answer.body["errors"]] == [pointer]
 
 
+async def test_what_the_database_cannot_take_is_refused_by_name(api: Api, sql: Any) -> None:
+    await register(api)
+    await sql.execute("UPDATE accounts SET role = 'admin'")
+    access = await token(api)
+    nul = "a\x00b@example.org"
+    for method, path, body, pointer in (
+        ("POST", "/api/v1/users", {**ANN, "email": nul}, "/email"),
+        ("POST", "/api/v1/sessions", {"email": nul, "password": "x"}, "/email"),
+        ("POST", "/api/v1/password-resets", {"email": nul}, "/email"),
+        ("PATCH", "/api/v1/users/me", {"bio": nul}, "/bio"),
+        ("PATCH", "/api/v1/users/me", {"display_name": nul}, "/display_name"),
+        ("GET", "/api/v1/admin/users?query=%00", None, "?query"),
+    ):
+        answer = await api.call(method, path, body, token=access)
+        assert (answer.status, [error["pointer"] for error in answer.body["errors"]]) == (422, [pointer]), path
+
+
+async def test_foreign_bytes_in_headers_and_paths_are_no_error_of_ours(api: Api) -> None:
+    host, port = api.base.removeprefix("http://").split(":")
+    await register(api)
+    body = msgspec.json.encode({"email": ANN["email"], "password": ANN["password"]})
+    for line, headers, payload, status in (
+        (b"POST /api/v1/sessions", b"X-Forwarded-For: \xff\xed\xa0\x80\r\nUser-Agent: \xff\r\n", body, b"201"),
+        (b"PUT /api/v1/email-verifications/%ff%ed%a0%80", b"", b"", b"404"),
+        (b"PUT /api/v1/email-verifications/%00", b"", b"", b"404"),
+    ):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = b"Host: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(
+            payload
+        )
+        writer.write(line + b" HTTP/1.1\r\n" + head + headers + b"\r\n" + payload)
+        assert (await reader.readline()).split()[1] == status, line
+        writer.close()
+
+
 async def test_a_missing_field_is_named(api: Api) -> None:
     answer = await api.post("/api/v1/users", {"email": "ann@example.org"})
     assert answer.status == 422
