@@ -35,14 +35,12 @@ async def get_owner_of_token(connection: Connection, digest: bytes, purpose: Pur
     return owner
 
 
-async def spend_token(connection: Connection, digest: bytes, purpose: Purpose) -> UUID | None:
-    """Delete a good token and answer whose it was; of two at once, one gets it."""
-    owner: UUID | None = await connection.fetchval(
-        "DELETE FROM one_time_tokens WHERE digest = $1 AND purpose = $2 AND expires_at > now() RETURNING account_id",
-        digest,
-        purpose.value,
+async def spend_token(connection: Connection, digest: bytes, purpose: Purpose) -> bool:
+    """Delete a good token; of two at once, one gets it. The caller holds the account's lock."""
+    status = await connection.execute(
+        "DELETE FROM one_time_tokens WHERE digest = $1 AND purpose = $2 AND expires_at > now()", digest, purpose.value
     )
-    return owner
+    return status != "DELETE 0"
 
 
 async def delete_tokens(connection: Connection, account_id: UUID, purpose: Purpose) -> None:

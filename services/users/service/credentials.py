@@ -140,13 +140,17 @@ class Credentials:
             )
 
     async def _spend(self, tx: Transaction, token: str, purpose: Purpose) -> Account:
-        owner = await repository.spend_token(tx, digest(token), purpose)
+        owner = await repository.get_owner_of_token(tx, digest(token), purpose)
         if owner is None:
             raise LinkNotValid
         try:
-            return await locked(tx, owner)
+            # Before the token, as whoever sets a password does: else each would wait for the other.
+            account = await locked(tx, owner)
         except Unauthenticated:
             raise LinkNotValid from None
+        if not await repository.spend_token(tx, digest(token), purpose):
+            raise LinkNotValid  # somebody else has spent it meanwhile
+        return account
 
     async def _prove_address(self, tx: Transaction, account: Account, client: Client) -> Account:
         """Who has used a link from an email reads that address."""

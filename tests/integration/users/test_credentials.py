@@ -23,6 +23,16 @@ NEW = "another horse battery"
 EMAIL = {"email": "ann@example.org"}
 
 
+async def done_or_waiting(request: "asyncio.Future[Any]", sql: Any) -> None:
+    """Until the request is answered, or waits for a lock that `sql` holds."""
+
+    async def found() -> bool:
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        return request.done() or bool(await sql.fetchval(waiting))
+
+    await eventually(found)
+
+
 async def test_the_link_of_the_welcome_proves_the_address_once(api: Api, spy: Spy) -> None:
     access = await token(api)
     link = f"/api/v1/email-verifications/{await spy.token(UserRegistered)}"
@@ -61,6 +71,18 @@ async def test_a_reset_ends_all_sessions_and_its_link_works_once(api: Api, spy: 
     access = (await log_in(api, password=NEW)).body["access_token"]
     assert (await api.get("/api/v1/users/me", token=access)).body["email_verified"]
     await spy.next(UserPasswordChanged)
+
+
+async def test_a_reset_and_a_change_of_the_password_do_not_wait_for_each_other(api: Api, spy: Spy, sql: Any) -> None:
+    await register(api)
+    await api.post("/api/v1/password-resets", EMAIL)
+    link = f"/api/v1/password-resets/{await spy.token(UserPasswordResetRequested)}"
+    async with sql.transaction():  # the statements of a change, in its order
+        await sql.execute("SELECT FROM accounts FOR UPDATE")
+        reset = asyncio.ensure_future(api.call("PUT", link, {"new_password": NEW}))
+        await done_or_waiting(reset, sql)
+        await sql.execute("DELETE FROM one_time_tokens WHERE purpose = 'reset_password'")
+    assert (await reset).status == 404
 
 
 async def test_a_reset_is_answered_the_same_whoever_is_meant(api: Api, spy: Spy, sql: Any) -> None:
@@ -148,12 +170,8 @@ async def test_a_login_that_began_before_a_change_opens_no_session_after_it(
     monkeypatch.setattr(Passwords, "verify", changed_meanwhile)
     login = asyncio.ensure_future(log_in(api))
 
-    async def opened_or_waits() -> bool:
-        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-        return login.done() or bool(await sql.fetchval(waits))
-
     await changed.wait()
-    await eventually(opened_or_waits)
+    await done_or_waiting(login, sql)
     await transaction.commit()
     assert (await login).status == status
     assert await sql.fetchval("SELECT count(*) FROM sessions") == 0
