@@ -25,8 +25,8 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 async def create_admin(process: Process, settings: Settings, email: str) -> int:
-    """Makes an administrator, or makes one of who has an account. The password of a new one is read from the terminal,
-    or the first line of standard input."""
+    """Makes an administrator, or makes one of who has an account. The password of a new one, or of one whose address
+    is not proven, is read from the terminal, or the first line of standard input."""
     db = await _database(process, settings)
     outbox = Outbox(NAME, Relay(NAME, db, InlineBus()))  # never opened: the relays of the API find the rows
     passwords = await process.enter(Passwords.opened(settings))
@@ -56,6 +56,6 @@ async def _database(process: Process, settings: Settings) -> Database:
 
 async def _ask_password() -> str:
     if sys.stdin.isatty():
-        return await asyncio.to_thread(getpass.getpass, "Password of the new administrator: ")
+        return await asyncio.to_thread(getpass.getpass, "New password of the administrator: ")
     line: str = await asyncio.to_thread(sys.stdin.readline)
     return line.rstrip("\r\n")

@@ -14,6 +14,7 @@ from services.users.repository import links, sessions
 from services.users.schemas import AccountQuery, AdminChange
 from services.users.service.accounts import registered, updated
 from services.users.service.audit import note
+from services.users.service.credentials import set_password
 from services.users.service.links import Links
 from shared.auth import Role
 from shared.cache import Cache
@@ -71,13 +72,17 @@ class Administration:
     async def create(
         self, email: str, ask_password: Callable[[], Awaitable[str]], client: Client
     ) -> tuple[Account, bool]:
-        """An administrator with this address: who has an account is promoted, else one is made. Whether it was made."""
+        """An administrator with this address: who has proven it is promoted, else an account is made. Whether it was.
+
+        An account whose address nobody has proven may be a stranger's, who waits for it to be promoted: it gets the
+        password that is asked for, as a new one does, and loses its sessions.
+        """
         address = models.normalised_address(email)
         if address is None:
             raise NotAnAddress
         async with self._db.transaction() as tx:
             found = await repository.get_account_by_email(tx, address)
-            if found is not None:
+            if found is not None and (found.email_verified or _is_admin(found)):
                 return await self._promote(tx, found), False
         password = await ask_password()
         if not 8 <= len(password) <= 256:
@@ -86,6 +91,9 @@ class Administration:
             raise WeakPassword("/password")
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as tx:
+            if (found := await repository.get_account_by_email(tx, address)) is not None:
+                await set_password(tx, self._outbox, found.id, password_hash, Happening.PASSWORD_RESET, client)
+                return await self._promote(tx, found), False
             account = await repository.insert_account(tx, new_id(), address, password_hash, address.partition("@")[0])
             await note(tx, account.id, Happening.REGISTERED, client)
             link = await self._links.issue(tx, account.id, Purpose.VERIFY_EMAIL)
@@ -106,5 +114,9 @@ class Administration:
 
 async def _require_admin(connection: Connection, account_id: UUID) -> None:
     account = await repository.get_account(connection, account_id)
-    if account is None or account.disabled or account.role is not Role.ADMIN:
+    if account is None or not _is_admin(account):
         raise Forbidden
+
+
+def _is_admin(account: Account) -> bool:
+    return account.role is Role.ADMIN and not account.disabled

@@ -111,7 +111,7 @@ class Credentials:
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as tx:
             account = await self._spend(tx, token, Purpose.RESET_PASSWORD)
-            await self._set_password(tx, account.id, password_hash, Happening.PASSWORD_RESET, client)
+            await set_password(tx, self._outbox, account.id, password_hash, Happening.PASSWORD_RESET, client)
             account = await self._prove_address(tx, account, client)
         await self._profiles.invalidate(str(account.id), account.version)
         await self._throttle.reset(account.email)
@@ -135,8 +135,8 @@ class Credentials:
             await locked(tx, account.id)
             if await accounts.get_password_hash(tx, account.id) != stored:
                 raise WrongPassword  # it was changed meanwhile
-            await self._set_password(
-                tx, account.id, password_hash, Happening.PASSWORD_CHANGED, client, but=principal.session_id
+            await set_password(
+                tx, self._outbox, account.id, password_hash, Happening.PASSWORD_CHANGED, client, principal.session_id
             )
 
     async def _spend(self, tx: Transaction, token: str, purpose: Purpose) -> Account:
@@ -163,18 +163,19 @@ class Credentials:
         await self._outbox.add(tx, updated(account))
         return account
 
-    async def _set_password(
-        self,
-        tx: Transaction,
-        account_id: UUID,
-        password_hash: str,
-        what: Happening,
-        client: Client,
-        but: UUID | None = None,
-    ) -> None:
-        """With all that follows: no other session and no link to set another stays, and the owner is told."""
-        await accounts.set_password_hash(tx, account_id, password_hash)
-        await sessions.delete_sessions(tx, account_id, but=but)
-        await repository.delete_tokens(tx, account_id, Purpose.RESET_PASSWORD)
-        await note(tx, account_id, what, client)
-        await self._outbox.add(tx, UserPasswordChanged(user_id=account_id))
+
+async def set_password(
+    tx: Transaction,
+    outbox: Outbox,
+    account_id: UUID,
+    password_hash: str,
+    what: Happening,
+    client: Client,
+    but: UUID | None = None,
+) -> None:
+    """With all that follows: no session `but` one and no link to set another stays, and the owner is told."""
+    await accounts.set_password_hash(tx, account_id, password_hash)
+    await sessions.delete_sessions(tx, account_id, but=but)
+    await repository.delete_tokens(tx, account_id, Purpose.RESET_PASSWORD)
+    await note(tx, account_id, what, client)
+    await outbox.add(tx, UserPasswordChanged(user_id=account_id))

@@ -125,12 +125,13 @@ async def test_no_administrator_locks_themselves_out(api: Api, sql: Any) -> None
         assert (answer.status, answer.body["type"]) == (409, "urn:tenfold:error:own-account")
 
 
-async def test_the_first_administrator_is_made_on_the_command_line(api: Api, settings: Settings) -> None:
+async def test_the_first_administrator_is_made_on_the_command_line(api: Api, settings: Settings, sql: Any) -> None:
     made = await command(settings, "create-admin", "Root@example.org", stdin=PASSWORD + "\n")
     assert (made.returncode, made.stderr) == (0, "")
     access = (await log_in(api, "root")).body["access_token"]
     assert (await api.get("/api/v1/admin/users", token=access)).status == 200
     await register(api, "ann")
+    await sql.execute("UPDATE accounts SET email_verified = true WHERE email = 'ann@example.org'")
     promoted = await command(settings, "create-admin", "ann@example.org")
     assert (promoted.returncode, "promoted" in promoted.stdout) == (0, True)
     assert (await api.get("/api/v1/users/me", token=(await log_in(api)).body["access_token"])).body["role"] == "admin"
@@ -143,6 +144,23 @@ async def test_the_first_administrator_is_made_on_the_command_line(api: Api, set
     ):
         refused = await command(settings, *arguments, stdin=stdin)
         assert (refused.returncode, refused.stderr.count("\n")) == (status, 1), refused.stderr
+
+
+async def test_who_registers_the_address_of_an_administrator_to_be_does_not_become_one(
+    api: Api, settings: Settings
+) -> None:
+    await register(api)
+    stranger = (await log_in(api)).body["refresh_token"]
+    assert (await command(settings, "create-admin", "ann@example.org")).returncode == 1  # for want of a password
+    own = "another horse battery"
+    promoted = await command(settings, "create-admin", "ann@example.org", stdin=own + "\n")
+    assert (promoted.returncode, "promoted" in promoted.stdout) == (0, True)
+    assert (await api.post("/api/v1/sessions/refresh", {"refresh_token": stranger})).status == 401
+    assert (await log_in(api)).status == 401
+    access = (await log_in(api, password=own)).body["access_token"]
+    assert (await api.get("/api/v1/admin/users", token=access)).status == 200
+    again = await command(settings, "create-admin", "ann@example.org")  # what is so already needs no password
+    assert (again.returncode, (await log_in(api, password=own)).status) == (0, 201)
 
 
 async def kids(api: Api) -> list[str]:
