@@ -59,3 +59,8 @@ class LinkNotValid(NotFound):
 class OwnAccount(Conflict):
     type = "own-account"
     title = "Another administrator has to change this account"
+
+
+class LastAdministrator(Conflict):
+    type = "last-administrator"
+    title = "Make somebody else an administrator first"

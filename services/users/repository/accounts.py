@@ -1,6 +1,6 @@
 """The SQL of accounts, a function a question. `get_...` answers `None` for what is not there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from uuid import UUID
 
 import msgspec
@@ -45,6 +45,16 @@ async def get_account_for_update(connection: Connection, account_id: UUID) -> Ac
     return _account(row) if row else None
 
 
+async def lock_administrators_with(connection: Connection, account_id: UUID) -> Set[UUID]:
+    """The active administrators, if the account is an administrator's; none of them goes until the transaction ends."""
+    rows = await connection.fetch(
+        "SELECT id FROM accounts WHERE role = 'admin' AND NOT disabled"
+        " AND EXISTS (SELECT FROM accounts WHERE id = $1 AND role = 'admin') ORDER BY id FOR UPDATE",
+        account_id,
+    )
+    return {row["id"] for row in rows}
+
+
 async def get_profiles(connection: Connection, ids: Sequence[UUID]) -> Mapping[UUID, Profile]:
     rows = await fetch_by_key(
         connection, "SELECT id, display_name, bio, created_at, version FROM accounts WHERE id", "uuid", ids
@@ -75,9 +85,16 @@ async def get_password_hash(connection: Connection, account_id: UUID) -> str | N
     return found
 
 
-async def get_account_by_email(connection: Connection, email: str) -> Account | None:
-    row = await connection.fetchrow(f"SELECT {_ACCOUNT} FROM accounts WHERE email = $1 FOR UPDATE", email)
-    return _account(row) if row else None
+async def get_account_by_email_for_update(connection: Connection, email: str) -> Account | None:
+    return (await get_accounts_by_email_for_update(connection, [email])).get(email)
+
+
+async def get_accounts_by_email_for_update(connection: Connection, emails: Sequence[str]) -> Mapping[str, Account]:
+    """Locked in the order of their ids, as everybody who locks several does."""
+    rows = await connection.fetch(
+        f"SELECT {_ACCOUNT} FROM accounts WHERE email = ANY($1) ORDER BY id FOR UPDATE", emails
+    )
+    return {row["email"]: _account(row) for row in rows}
 
 
 async def search_accounts(connection: Connection, query: str, before: UUID, limit: int) -> Sequence[Account]:

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from services.users import models
-from services.users.errors import NotAnAddress, WeakPassword
+from services.users.errors import LastAdministrator, NotAnAddress, WeakPassword
 from services.users.events import SealedLink, UserDeleted, UserRegistered, UserUpdated
 from services.users.models import Account, Client, Happening, Profile, Purpose, SecurityEvent
 from services.users.passwords import Passwords, is_common
@@ -18,6 +18,7 @@ from services.users.service.audit import note
 from services.users.service.links import Links
 from services.users.throttle import Throttle
 from shared import forgetting
+from shared.auth import Role
 from shared.cache import Cache
 from shared.database import Database, Transaction
 from shared.errors import NotFound, PreconditionFailed, Unauthenticated
@@ -93,10 +94,13 @@ class Accounts:
         return account
 
     async def delete(self, account_id: UUID, expected_version: int | None) -> None:
-        """Forget the user, here at once and elsewhere by the event. Raises `PreconditionFailed`."""
+        """Forget the user, here at once, elsewhere by the event. Raises `PreconditionFailed`, `LastAdministrator`."""
         async with self._db.transaction() as tx:
             await forgetting.forget(tx, account_id)
+            administrators = await repository.lock_administrators_with(tx, account_id)
             account = await locked(tx, account_id, expected_version)
+            if account.role is Role.ADMIN and not administrators - {account_id}:
+                raise LastAdministrator
             await repository.delete_account(tx, account)
             await self._profiles.note(tx, str(account_id), account.version + 1)
             await self._outbox.add(tx, UserDeleted(user_id=account_id))

@@ -44,8 +44,11 @@ class Administration:
     async def change(self, admin_id: UUID, account_id: UUID, change: AdminChange, expected: int | None) -> Account:
         """Raises `OwnAccount`, so that there is always an administrator left; `NotFound`, `PreconditionFailed`."""
         async with self._db.transaction() as tx:
-            await _require_admin(tx, admin_id)
-            before = await repository.get_account_for_update(tx, account_id)
+            # Both in one order: of two who demote each other, the second is no administrator any more.
+            found = {each: await repository.get_account_for_update(tx, each) for each in sorted({admin_id, account_id})}
+            admin, before = found[admin_id], found[account_id]
+            if admin is None or not _is_admin(admin):
+                raise Forbidden
             if before is None:
                 raise NotFound
             if account_id == admin_id:
@@ -81,7 +84,7 @@ class Administration:
         if address is None:
             raise NotAnAddress
         async with self._db.transaction() as tx:
-            found = await repository.get_account_by_email(tx, address)
+            found = await repository.get_account_by_email_for_update(tx, address)
             if found is not None and (found.email_verified or _is_admin(found)):
                 return await self._promote(tx, found), False
         password = await ask_password()
@@ -91,7 +94,7 @@ class Administration:
             raise WeakPassword("/password")
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as tx:
-            if (found := await repository.get_account_by_email(tx, address)) is not None:
+            if (found := await repository.get_account_by_email_for_update(tx, address)) is not None:
                 await set_password(tx, self._outbox, found.id, password_hash, Happening.PASSWORD_RESET, client)
                 return await self._promote(tx, found), False
             account = await repository.insert_account(tx, new_id(), address, password_hash, address.partition("@")[0])

@@ -91,9 +91,9 @@ class Credentials:
     async def _send_resets(self) -> int:
         async with self._db.transaction() as tx:
             requests = await repository.take_reset_requests(tx, _BATCH)
-            # In one order, so that two batches never wait for each other.
-            for request in sorted(requests, key=lambda r: r.email):
-                account = await accounts.get_account_by_email(tx, request.email)
+            found = await accounts.get_accounts_by_email_for_update(tx, [request.email for request in requests])
+            for request in requests:
+                account = found.get(request.email)
                 if account is None or account.disabled:
                     continue
                 if (link := await self._links.issue(tx, account.id, Purpose.RESET_PASSWORD)) is not None:

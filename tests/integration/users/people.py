@@ -1,6 +1,8 @@
 """People who use the service, and a spy on the events that tell others of them."""
 
+import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
@@ -32,6 +34,16 @@ async def token(api: Api, name: str = "ann") -> str:
     await register(api, name)
     access: str = (await log_in(api, name)).body["access_token"]
     return access
+
+
+async def done_or_waiting(request: "asyncio.Future[Any]", sql: Any) -> None:
+    """Until the request is answered, or waits for a lock that `sql` holds."""
+
+    async def found() -> bool:
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        return request.done() or bool(await sql.fetchval(waiting))
+
+    await eventually(found)
 
 
 @dataclass

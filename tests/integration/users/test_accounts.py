@@ -16,7 +16,7 @@ from services.users.events import UserDeleted
 from services.users.settings import Settings
 from shared.testing import eventually
 from tests.backing import Backing
-from tests.integration.users.people import ANN, PASSWORD, Spy, log_in, register, token
+from tests.integration.users.people import ANN, PASSWORD, Spy, done_or_waiting, log_in, register, token
 from tests.serving import Api, serving
 
 ROOT = Path(__file__).parents[3]
@@ -123,6 +123,34 @@ async def test_no_administrator_locks_themselves_out(api: Api, sql: Any) -> None
     for body in ({"role": "user"}, {"disabled": True}):
         answer = await api.call("PATCH", f"/api/v1/admin/users/{own}", body, token=admin)
         assert (answer.status, answer.body["type"]) == (409, "urn:tenfold:error:own-account")
+
+
+async def test_the_last_administrator_stays(api: Api, sql: Any) -> None:
+    admin = await administrator(api, sql)
+    last = await api.call("DELETE", "/api/v1/users/me", token=admin)
+    assert (last.status, last.body["type"]) == (409, "urn:tenfold:error:last-administrator")
+    await administrator(api, sql, "other")
+    await sql.execute("UPDATE accounts SET disabled = true WHERE email = 'other@example.org'")
+    assert (await api.call("DELETE", "/api/v1/users/me", token=admin)).status == 409
+    await sql.execute("UPDATE accounts SET disabled = false WHERE email = 'other@example.org'")
+    assert (await api.call("DELETE", "/api/v1/users/me", token=admin)).status == 202
+
+
+@pytest.mark.parametrize(("method", "status"), [("PATCH", 403), ("DELETE", 409)])
+async def test_of_two_administrators_at_once_one_stays(api: Api, sql: Any, method: str, status: int) -> None:
+    """While root demotes ann, she demotes root, or root leaves."""
+    root, ann = await administrator(api, sql), await administrator(api, sql, "ann")
+    own = (await api.get("/api/v1/users/me", token=root)).body["id"]
+    async with sql.transaction():
+        await sql.execute("UPDATE accounts SET role = 'user' WHERE email = 'ann@example.org'")
+        if method == "PATCH":
+            call = api.call("PATCH", f"/api/v1/admin/users/{own}", {"role": "user"}, token=ann)
+        else:
+            call = api.call("DELETE", "/api/v1/users/me", token=root)
+        request = asyncio.ensure_future(call)
+        await done_or_waiting(request, sql)
+    assert (await request).status == status
+    assert await sql.fetchval("SELECT count(*) FROM accounts WHERE role = 'admin'") == 1
 
 
 async def test_the_first_administrator_is_made_on_the_command_line(api: Api, settings: Settings, sql: Any) -> None:

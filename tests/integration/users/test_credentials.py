@@ -16,21 +16,11 @@ from services.users.passwords import Passwords
 from services.users.settings import Settings
 from shared.testing import eventually
 from tests.backing import Backing
-from tests.integration.users.people import PASSWORD, Spy, log_in, register, token
+from tests.integration.users.people import PASSWORD, Spy, done_or_waiting, log_in, register, token
 from tests.serving import Api, serving
 
 NEW = "another horse battery"
 EMAIL = {"email": "ann@example.org"}
-
-
-async def done_or_waiting(request: "asyncio.Future[Any]", sql: Any) -> None:
-    """Until the request is answered, or waits for a lock that `sql` holds."""
-
-    async def found() -> bool:
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-        return request.done() or bool(await sql.fetchval(waiting))
-
-    await eventually(found)
 
 
 async def test_the_link_of_the_welcome_proves_the_address_once(api: Api, spy: Spy) -> None:
