@@ -17,6 +17,7 @@
 A service names its own as subclasses in its `errors.py`. Anything else that is raised becomes a 500 that tells nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -131,7 +132,7 @@ class RateLimited(TenfoldError):
 
     def __init__(self, retry_after: float, detail: str = "") -> None:
         """`retry_after` in seconds."""
-        super().__init__(detail, headers={"Retry-After": str(max(1, round(retry_after)))})
+        super().__init__(detail, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
 
 
 class Unavailable(TenfoldError):
@@ -141,7 +142,7 @@ class Unavailable(TenfoldError):
 
     def __init__(self, detail: str = "", *, retry_after: float = 1) -> None:
         """`retry_after` in seconds."""
-        super().__init__(detail, headers={"Retry-After": str(max(1, round(retry_after)))})
+        super().__init__(detail, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
 
 
 class DeadlineExceeded(TenfoldError):

@@ -42,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     def check(self) -> None:
         """Raises `RateLimited` when the request is one too many."""
         if not self.decision.allowed:
-            refusal = RateLimited(math.ceil(self.decision.retry_after))
+            refusal = RateLimited(self.decision.retry_after)
             refusal.headers.update(self.headers())
             raise refusal
 
