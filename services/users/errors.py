@@ -9,8 +9,8 @@ class AddressTaken(Conflict):
 
 
 class NotAnAddress(InvalidInput):
-    def __init__(self) -> None:
-        super().__init__([FieldError("/email", "is not an email address")])
+    def __init__(self, detail: str = "is not an email address") -> None:
+        super().__init__([FieldError("/email", detail)])
 
 
 class WeakPassword(InvalidInput):

@@ -107,3 +107,8 @@ def normalised_address(text: str) -> str | None:
     if len(address) > MAX_ADDRESS_LENGTH or not _ADDRESS.fullmatch(address) or not address.isprintable():
         return None
     return address
+
+
+def keeps_its_letters(text: str) -> bool:
+    """Whether the normalised form is the address as given, but for the case; else it may be another's mailbox."""
+    return normalised_address(text) == unicodedata.normalize("NFC", text.strip()).lower()

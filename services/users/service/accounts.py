@@ -50,9 +50,7 @@ class Accounts:
 
     async def register(self, email: str, password: str, display_name: str, client: Client, once: Once) -> Account:
         """Raises `AddressTaken`, `NotAnAddress`, `WeakPassword`."""
-        address = models.normalised_address(email)
-        if address is None:
-            raise NotAnAddress
+        address = new_address(email)
         if is_common(password):
             raise WeakPassword("/password")
         password_hash = await self._passwords.hash(password)
@@ -115,6 +113,16 @@ class Accounts:
         if profile is None:
             raise NotFound
         return profile
+
+
+def new_address(text: str) -> str:
+    """The address of an account to be, as it is stored and written to (docs/adr/0045). Raises `NotAnAddress`."""
+    address = models.normalised_address(text)
+    if address is None:
+        raise NotAnAddress
+    if not models.keeps_its_letters(text):
+        raise NotAnAddress("has a letter, such as ß or ﬁ, that stands for others: mail could go to somebody else")
+    return address
 
 
 async def locked(tx: Transaction, account_id: UUID, expected_version: int | None = None) -> Account:

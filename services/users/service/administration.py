@@ -5,14 +5,13 @@ from uuid import UUID
 
 import msgspec
 
-from services.users import models
-from services.users.errors import NotAnAddress, OwnAccount, WeakPassword
+from services.users.errors import OwnAccount, WeakPassword
 from services.users.models import Account, Client, Happening, Profile, Purpose
 from services.users.passwords import Passwords, is_common
 from services.users.repository import accounts as repository
 from services.users.repository import links, sessions
 from services.users.schemas import AccountQuery, AdminChange
-from services.users.service.accounts import registered, updated
+from services.users.service.accounts import new_address, registered, updated
 from services.users.service.audit import note
 from services.users.service.credentials import set_password
 from services.users.service.links import Links
@@ -80,9 +79,7 @@ class Administration:
         An account whose address nobody has proven may be a stranger's, who waits for it to be promoted: it gets the
         password that is asked for, as a new one does, and loses its sessions.
         """
-        address = models.normalised_address(email)
-        if address is None:
-            raise NotAnAddress
+        address = new_address(email)
         async with self._db.transaction() as tx:
             found = await repository.get_account_by_email_for_update(tx, address)
             if found is not None and (found.email_verified or _is_admin(found)):

@@ -50,6 +50,7 @@ async def test_many_at_once_take_an_address_once(api: Api) -> None:
     ("change", "pointer"),
     [
         ({"email": "nobody"}, "/email"),
+        ({"email": "groß@straße.de"}, "/email"),
         ({"password": "short"}, "/password"),
         ({"password": "p" * 257}, "/password"),
         ({"password": "password1"}, "/password"),
