@@ -33,7 +33,7 @@ class Handlers:
 
     async def register(self, call: Call, body: schemas.Register) -> Reply[schemas.User]:
         """Make an account"""
-        # The password is left out of the fingerprint: a fast hash of it must not lie in the database.
+        # Without the password: a fast hash of it must not lie in the database. The service verifies it.
         once = call.once(f"{body.email}\n{body.display_name}".encode())
         account = await self._accounts.register(body.email, body.password, body.display_name, _client(call), once)
         return Reply(schemas.User.of(account), account.version, {"Location": f"/api/v1/users/{account.id}"})

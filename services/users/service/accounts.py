@@ -22,7 +22,7 @@ from shared.auth import Role
 from shared.cache import Cache
 from shared.database import Database, Transaction
 from shared.errors import NotFound, PreconditionFailed, Unauthenticated
-from shared.idempotency import Once
+from shared.idempotency import KeyReused, Once
 from shared.ids import new_id
 from shared.loader import Loader
 from shared.outbox import Outbox
@@ -55,15 +55,18 @@ class Accounts:
             raise WeakPassword("/password")
         password_hash = await self._passwords.hash(password)
         async with self._db.transaction() as tx:
-            if (earlier := await once.find(tx, Account)) is not None:
-                return earlier
-            account = await repository.insert_account(tx, new_id(), address, password_hash, display_name)
-            await note(tx, account.id, Happening.REGISTERED, client)
-            link = await self._links.issue(tx, account.id, Purpose.VERIFY_EMAIL)
-            assert link is not None  # the first
-            await self._outbox.add(tx, registered(account, link))
-            await once.keep(tx, account)
-        return account
+            if (earlier := await once.find(tx, Account)) is None:
+                account = await repository.insert_account(tx, new_id(), address, password_hash, display_name)
+                await note(tx, account.id, Happening.REGISTERED, client)
+                link = await self._links.issue(tx, account.id, Purpose.VERIFY_EMAIL)
+                assert link is not None  # the first
+                await self._outbox.add(tx, registered(account, link))
+                await once.keep(tx, account)
+                return account
+            stored = await repository.get_password_hash(tx, earlier.id)
+        if not await self._passwords.verify(stored, password):  # which the fingerprint does not hold
+            raise KeyReused
+        return earlier
 
     async def account(self, account_id: UUID) -> Account:
         account = await self._account_rows.get(account_id)

@@ -252,6 +252,8 @@ async def test_the_same_registration_sent_again_gets_the_same_answer(api: Api) -
     assert answers[0].body == answers[1].body == answers[2].body
     other = await api.post("/api/v1/users", {**ANN, "email": "bob@example.org"}, idempotency_key="abc")
     assert other.status == 422
+    other = await api.post("/api/v1/users", {**ANN, "password": "another horse battery"}, idempotency_key="abc")
+    assert (other.status, other.body["type"]) == (422, "urn:tenfold:error:idempotency-key-reused")
     assert (await api.post("/api/v1/users", ANN, idempotency_key="x" * 256)).status == 422
 
 
