@@ -28,6 +28,7 @@ class _Profile(Event, frozen=True, kw_only=True):
     display_name: str
     locale: str
     version: int
+    email_verified: bool | None = None  # unknown: from before it was told
 
 
 class UserRegistered(_Profile, frozen=True, kw_only=True):

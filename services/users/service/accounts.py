@@ -145,6 +145,7 @@ def registered(account: Account, link: SealedLink) -> UserRegistered:
         display_name=account.display_name,
         locale=account.locale,
         version=account.version,
+        email_verified=account.email_verified,
         link=link,
     )
 
@@ -156,4 +157,5 @@ def updated(account: Account) -> UserUpdated:
         display_name=account.display_name,
         locale=account.locale,
         version=account.version,
+        email_verified=account.email_verified,
     )

@@ -10,6 +10,7 @@ from services.users.events import (
     UserPasswordChanged,
     UserPasswordResetRequested,
     UserRegistered,
+    UserUpdated,
     UserVerificationRequested,
 )
 from services.users.passwords import Passwords
@@ -29,6 +30,8 @@ async def test_the_link_of_the_welcome_proves_the_address_once(api: Api, spy: Sp
     assert (await api.call("PUT", link)).status == 204
     me = await api.get("/api/v1/users/me", token=access)
     assert (me.body["email_verified"], me.body["version"]) == (True, 2)
+    told = [await spy.next(UserRegistered), await spy.next(UserUpdated)]
+    assert [event.email_verified for event in told] == [False, True]  # type: ignore[attr-defined]
     again = await api.call("PUT", link)
     assert (again.status, again.body["type"]) == (404, "urn:tenfold:error:link-not-valid")
 
