@@ -65,7 +65,6 @@ class Process:
         if self._bus is None:
             if settings.bus == "inline":
                 self._bus = InlineBus()
-                self._stack.callback(self._bus.close_for_delivery)
             else:
                 self._bus = await self.enter(KafkaBus.opened(settings, self.health))
         return self._bus
@@ -111,9 +110,10 @@ class Process:
         await self._failed.wait()
 
     def deliver(self) -> None:
-        """Everything is built: events may flow."""
+        """Everything is built: events may flow, until the first of it is closed."""
         if isinstance(self._bus, InlineBus):
             self._bus.open_for_delivery()
+            self._stack.callback(self._bus.close_for_delivery)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class InlineBus:
                 envelope = Envelope.from_message(messages[position])
                 for consumer in self._consumers:
                     await consumer.handle(envelope)
+                if not self._open.is_set():  # a consumer may have left before it had the event
+                    raise Unavailable("not delivering")
             except Exception as error:  # noqa: BLE001 - the outcome is handed to the relay, which keeps the row
                 outcomes[position] = error
                 return

@@ -158,8 +158,7 @@ class Consumer:
         finally:
             stopping.set()
             self._to_retry.set()
-            if ready.is_set():
-                await asyncio.wait([task], timeout=stop_seconds)
+            await asyncio.wait([task], timeout=stop_seconds)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -170,9 +169,8 @@ class Consumer:
                 async with asyncio.timeout(_RETRY_POLL_SECONDS):
                     await self._to_retry.wait()
             self._to_retry.clear()
-            await ready.wait()
             try:
-                while not stopping.is_set() and await self.retry_due():
+                while ready.is_set() and not stopping.is_set() and await self.retry_due():
                     pass
             except (Unavailable, asyncpg.PostgresError) as error:
                 log.warning("retries_wait", consumer=self.group, error=str(error))

@@ -9,17 +9,18 @@ import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from shared import consistency, outbox
+from shared import consistency, http_client, outbox
 from shared.bus import InlineBus, KafkaBus, member
 from shared.bus.fetching import FetchingConsumer
 from shared.bus.lag import LAG
-from shared.consumer import Consumer, Delivery, On, clean_up
-from shared.database import Connection
+from shared.consumer import Consumer, Delivery, On, clean_up, parking
+from shared.database import Connection, Database
 from shared.errors import Unavailable
 from shared.events import Envelope, Message
 from shared.health import Health
 from shared.ids import new_id
-from shared.outbox import BACKLOG, Relay
+from shared.outbox import BACKLOG, Outbox, Relay
+from shared.runner import Process
 from shared.settings import DataSettings
 from shared.testing import eventually
 from tests.backing import Backing
@@ -140,6 +141,84 @@ async def test_inline_nothing_is_lost_while_nobody_is_ready(world: World, stack:
     world.bus.open_for_delivery()
     await eventually(world.outbox_is_empty)
     assert await world.effects() == [(thing_id, 1)]
+
+
+async def test_inline_an_event_whose_consumer_leaves_at_the_stop_comes_again(data_settings: DataSettings) -> None:
+    """The relay outlives the consumers, and one of them has an event in hand while the other leaves."""
+    settings = msgspec.structs.replace(data_settings, bus="inline")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    async def first(delivery: Delivery[ThingMade]) -> None:
+        begun.set()
+        await go_on.wait()
+        async with delivery.transaction():
+            seen.append("first")
+
+    async def second(delivery: Delivery[ThingMade]) -> None:
+        async with delivery.transaction():
+            seen.append("second")
+
+    async def start(stack: AsyncExitStack) -> tuple[Database, Outbox, InlineBus]:
+        process = Process(stack, await stack.enter_async_context(http_client.session()))
+        db = await process.enter(Database.opened("things", settings, process.health))
+        bus = await process.bus(settings)
+        assert isinstance(bus, InlineBus)
+        made = Outbox("things", await process.enter(Relay.opened("things", db, bus)))
+        for handle in (first, second):
+            await process.enter(bus.consuming(Consumer(handle.__name__, [On(ThingMade, handle)], db), 8))
+        process.deliver()
+        return db, made, bus
+
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        db, made, bus = await start(stack)
+        async with db.transaction() as tx:
+            await made.add(tx, ThingMade(thing_id=new_id(), number=1))
+        await begun.wait()
+        stop = group.create_task(stack.aclose())
+
+        async def have_left() -> bool:
+            return not bus._consumers
+
+        await eventually(have_left)
+        go_on.set()
+        await stop
+    assert seen == ["first"]
+
+    async with AsyncExitStack() as stack:
+        db, *_ = await start(stack)
+
+        async def delivered() -> bool:
+            async with db.transaction() as tx:
+                return await things.outbox_size(tx) == 0
+
+        await eventually(delivered)
+    assert seen == ["first", "second"]
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+async def test_inline_a_round_in_hand_at_the_stop_is_finished(world: World) -> None:
+    assert isinstance(world.bus, InlineBus)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(delivery: Delivery[ThingMade]) -> None:
+        begun.set()
+        await go_on.wait()
+        await world.note(delivery)
+
+    envelope = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things")
+    async with world.db.transaction() as tx:
+        await parking.park(tx, world.group, envelope, ordered=True)
+    consumer = Consumer(world.group, [On(world.made, handle)], world.db)
+    async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+        await stack.enter_async_context(world.bus.consuming(consumer, 4))
+        await begun.wait()
+        world.bus.close_for_delivery()
+        leaving = group.create_task(stack.aclose())
+        await asyncio.sleep(0)  # it has begun to leave
+        go_on.set()
+        await leaving
+    assert len(await world.effects()) == 1
 
 
 @pytest.mark.parametrize("world", ["kafka"], indirect=True)
