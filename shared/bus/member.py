@@ -41,6 +41,7 @@ _FETCHED = 6000
 _SMALL_BATCH = 16
 _EVER_MS = 2**31 - 1
 _LAG_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0  # for one event, which may be all that is down: a statement that always takes too long
 
 
 class Stalled(Exception):
@@ -266,10 +267,11 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _handle(self, partition: Partition, record: Fetched) -> bool:
         """False when the partition is given back before the event is done."""
         attempt = 0
+        until = time.monotonic() + _PATIENCE_SECONDS
         while not partition.closing.is_set():
             attempt += 1
             try:
-                await self._handle_or_bury(record)
+                await self._handle_or_bury(record, patient=time.monotonic() < until)
             except Exception as error:  # noqa: BLE001 - a part is down: waiting keeps the order and loses nothing
                 log.warning("event_waits", consumer=self._consumer.group, error=repr(error))
                 with suppress(TimeoutError):
@@ -280,13 +282,13 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                 return True
         return False
 
-    async def _handle_or_bury(self, record: Fetched) -> None:
+    async def _handle_or_bury(self, record: Fetched, *, patient: bool) -> None:
         try:
             envelope = Envelope.from_record(record)
         except InvalidEnvelope as error:
             await self._consumer.bury_unreadable(record, origin(record), str(error))
         else:
-            await self._consumer.handle(envelope)
+            await self._consumer.handle(envelope, patient=patient)
 
     def _finish(self, partition: Partition, records: list[Fetched]) -> None:
         partition.finish(records)

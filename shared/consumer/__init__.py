@@ -7,8 +7,9 @@ after that.
 
 A handler that fails is tried again at once a few times; then the event is parked (`parking`) and has another round
 after each of the service's retry delays; then it is a dead letter, with reason, stack and origin. Later events of its
-key wait behind it unless the handler says that order does not matter. What is down (`Unavailable`) is waited for. A
-handler that takes too long is cancelled, and its event parked at once.
+key wait behind it unless the handler says that order does not matter. What is down (`Unavailable`) is waited for; a
+member of a group does so for a minute, then the event waits parked, so that it stops its key only. A handler that takes
+too long is cancelled, and its event parked at once.
 
     delivery.py   what a handler gets, and the lines of the topic table
     batches.py    many events in one transaction
@@ -86,8 +87,12 @@ class Consumer:
         self.topics = sorted({on.event.TOPIC for on in self._table.values()})
         self.takes_batches = all(on.batch for on in self._table.values())
 
-    async def handle(self, envelope: Envelope) -> None:
-        """Give the event its effect, once; park it if that cannot be now. Raises `Unavailable` when a part is down."""
+    async def handle(self, envelope: Envelope, *, patient: bool = True) -> None:
+        """Give the event its effect, once; park it if that cannot be now. Raises `Unavailable` when a part is down.
+
+        Not `patient`: when a part is down for this event it is parked too, no round counted, so that others pass it. It
+        raises still when the database is what is down, or when the service has no rounds.
+        """
         on = self._table.get(envelope.type)
         if on is None:
             return
@@ -96,12 +101,14 @@ class Consumer:
                 outcome = await self._attempt(on, envelope, self.group if on.ordered else None)
             except Behind:
                 outcome = await self._park(on, envelope)
-            except Unavailable:
-                raise
+            except Unavailable as error:
+                if patient or not self._retry_delays:
+                    raise
+                outcome = await self._park(on, envelope, Fault.of(error, 0), _DOWN_SECONDS)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's fault
                 fault = Fault.of(error, _attempts(error))
                 if self._retry_delays and not isinstance(error, msgspec.DecodeError):
-                    outcome = await self._park(on, envelope, fault)
+                    outcome = await self._park(on, envelope, fault, self._retry_delays[0])
                 else:
                     outcome = await self._bury(envelope, on.ordered, fault)
             metrics.child(HANDLED, on.consumer(self.group), envelope.type, outcome).inc()
@@ -241,8 +248,7 @@ class Consumer:
             metrics.child(TIMEOUTS, on.consumer(self.group), on.event.TYPE).inc()
             raise HandlerTimeout(f"took longer than {self._handler_seconds:g} s") from error
 
-    async def _park(self, on: On[Any], envelope: Envelope, fault: Fault | None = None) -> str:
-        seconds = self._retry_delays[0] if fault else 0
+    async def _park(self, on: On[Any], envelope: Envelope, fault: Fault | None = None, seconds: float = 0) -> str:
         async with self.db.transaction() as tx:
             await parking.park(tx, self.group, envelope, ordered=on.ordered, fault=fault, seconds=seconds)
         log.warning("event_parked", consumer=self.group, reason=fault.reason if fault else "order")

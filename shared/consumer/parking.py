@@ -57,14 +57,15 @@ async def park(
     fault: Fault | None = None,
     seconds: float = 0,
 ) -> None:
-    """Let the event wait `seconds` for its next round; without a `fault` it only waits behind its key's head."""
+    """Let the event wait `seconds` for its next round, which counts if the `fault` took attempts; without a `fault` it
+    only waits behind its key's head."""
     await connection.execute(
         f"INSERT INTO parked_events (consumer, {_EVENT}, rounds, attempts, reason, stack, due_at)"  # noqa: S608
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14, $15,"
         " clock_timestamp() + make_interval(secs => $16)) ON CONFLICT DO NOTHING",
         group,
         *_values(envelope, ordered),
-        0 if fault is None else 1,
+        int(fault is not None and fault.attempts > 0),
         *_fault(fault or Fault("waits behind an earlier event of its key")),
         seconds,
     )
@@ -218,8 +219,12 @@ def _values(envelope: Envelope, ordered: bool) -> tuple[object, ...]:
 
 
 def _fault(fault: Fault) -> tuple[object, ...]:
-    reason, stack = fault.reason.replace("\0", ""), fault.stack.replace("\0", "")
-    return fault.attempts, reason[:_REASON_LENGTH], stack[-_STACK_LENGTH:]
+    return fault.attempts, _text(fault.reason)[:_REASON_LENGTH], _text(fault.stack)[-_STACK_LENGTH:]
+
+
+def _text(text: str) -> str:
+    """Without what PostgreSQL cannot hold: NUL, and the lone surrogates by which Python passes bytes on."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _envelope(row: Record) -> Envelope:

@@ -10,7 +10,7 @@ import aiokafka
 import msgspec
 import pytest
 
-from shared.bus import KafkaBus
+from shared.bus import KafkaBus, member
 from shared.consumer import Consumer, Delivery, On, clean_up_failed
 from shared.consumer.__main__ import run
 from shared.consumer.delivery import TIMEOUTS
@@ -147,6 +147,62 @@ async def test_a_round_that_meets_a_part_that_is_down_does_not_count(world: Worl
     assert await consumer.retry_due() == 1
     assert await world.count("parked_events") == 0
     assert len(await world.effects()) == 1
+
+
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+@pytest.mark.parametrize("batch", [False, True])
+async def test_an_event_for_which_a_part_stays_down_stops_its_key_only(
+    world: World, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    monkeypatch.setattr(member, "_PATIENCE_SECONDS", 0.0)
+    down = {1}
+
+    async def handle(delivery: Delivery[ThingMade]) -> None:
+        if delivery.event.number in down:
+            raise Unavailable("this object cannot be read")
+        await world.note(delivery)
+
+    async def handle_all(tx: Transaction, events: Sequence[ThingMade]) -> None:
+        if down & {event.number for event in events}:
+            raise Unavailable("one of these objects cannot be read")
+        await world.note_all(tx, events)
+
+    on = On(world.made, handle, batch=handle_all if batch else None)
+    key, other = new_id(), new_id()
+    for thing_id, number in ((key, 1), (key, 2), (other, 3)):
+        await world.make(thing_id, number)
+    await eventually(world.outbox_is_empty)
+    await stack.enter_async_context(world.bus.consuming(Consumer(world.group, [on], world.db, (3600.0,)), 1))
+    await eventually(lambda: world.has("parked_events", 2), within=30)
+    await eventually(lambda: world.has_effects(1), within=30)
+    assert await world.effects() == [(other, 3)]
+    async with world.db.transaction() as tx:
+        rows = await tx.fetch("SELECT rounds, attempts, reason FROM parked_events ORDER BY id")
+    assert [tuple(row)[:2] for row in rows] == [(0, 0), (0, 0)]
+    assert "this object" in rows[0]["reason"]
+    down.clear()
+    async with world.db.transaction() as tx:
+        await tx.execute("UPDATE parked_events SET due_at = now()")
+    await eventually(lambda: world.has_effects(3), within=30)
+    assert [number for thing, number in await world.effects() if thing == key] == [1, 2]
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+async def test_without_rounds_nothing_is_parked_for_a_part_that_is_down(world: World) -> None:
+    world.faults = [Unavailable("down") for _ in range(4)]
+    with pytest.raises(Unavailable):
+        await world.consumer().handle(Envelope.wrap(world.made(thing_id=new_id(), number=1), "things"), patient=False)
+    assert not await world.count("parked_events")
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+@pytest.mark.parametrize("delays", [(3600.0,), ()])
+async def test_an_error_whose_text_is_no_text_is_kept(world: World, delays: Sequence[float]) -> None:
+    world.faults = [ValueError("550 \udcfc\0 unknown") for _ in range(4)]
+    await world.consumer(delays).handle(Envelope.wrap(world.made(thing_id=new_id(), number=1), "things"))
+    async with world.db.transaction() as tx:
+        reason = await tx.fetchval(f"SELECT reason FROM {'parked_events' if delays else 'dead_letters'}")
+    assert reason == "ValueError: 550 ? unknown"
 
 
 async def test_a_dead_letter_that_is_redriven_twice_has_one_effect(
