@@ -1,6 +1,7 @@
 """A Kafka-protocol broker: sending what the relay hands over, and membership of consumer groups."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
@@ -146,13 +147,19 @@ class KafkaBus:
         messages: list[Message],
         outcomes: list[Exception | None],
     ) -> None:
-        """A refusal stops its key only; a key that meets none is no suspect any more."""
+        """A refusal stops its key only; a key that meets none is no suspect any more.
+
+        For half of the time there is: past all of it nobody would learn what the broker has, and all would go again.
+        """
         producer = await self._ready_producer(counting=False)
         refused: dict[str, Exception | None] = {}
+        until = time.monotonic() + _PUBLISH_SECONDS / 2
         for record in records:
             position = record[-1]
             key = messages[position].key
-            if refused.get(key) is None:
+            if time.monotonic() > until:
+                refused[key] = Unavailable("its turn comes later")
+            elif refused.get(key) is None:
                 batch = RecordBatch([record], _BATCH_BYTES)
                 refused[key] = await _refusal(producer.send_batch(batch, topic, partition=partition))
             outcomes[position] = refused[key]
