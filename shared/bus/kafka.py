@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ from aiokafka.errors import (
     InvalidProducerEpoch,
     InvalidProducerIdMapping,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     OutOfOrderSequenceNumber,
     UnknownProducerId,
@@ -32,6 +33,7 @@ from shared.settings import DataSettings
 log = get_logger()
 
 _PUBLISH_SECONDS = 10.0
+_HANGING_SECONDS = 20.0  # for so long nothing is sent to a partition that gave no answer: it may have no leader
 _BATCH_BYTES = 512 * 1024
 _LARGEST_BYTES = 1_000_000  # a broker takes 1 MiB unless told otherwise, key and headers included
 _TOPIC_EXISTS = 36
@@ -58,6 +60,7 @@ class KafkaBus:
         self._producers: dict[bool, aiokafka.AIOKafkaProducer] = {}
         self._producer_lock = asyncio.Lock()
         self._suspects: set[str] = set()  # keys of batches that the broker refused
+        self._hanging: dict[tuple[str, int], float] = {}  # partitions, and until when they are let be
         self._topics: set[str] = set()
 
     @classmethod
@@ -71,23 +74,30 @@ class KafkaBus:
             await bus._drop_producers()
 
     async def publish(self, messages: list[Message]) -> list[Exception | None]:
+        """What partitions acknowledge stands though others give no answer. Raises `Unavailable` when none does."""
+        outcomes: list[Exception | None] = [Unavailable("no answer")] * len(messages)
         try:
             async with asyncio.timeout(_PUBLISH_SECONDS):
                 topics = {message.topic for message in messages}
                 await self.ensure(topics)
-                return await self._send_all(messages, topics)
+                await self._send_all(messages, topics, outcomes)
         except (TimeoutError, OSError, KafkaError) as error:
             # A producer that lost its broker may hang or answer OutOfOrderSequence for ever: make it anew.
             await self._drop_producers()
-            raise Unavailable("the broker is away") from error
+            if None not in outcomes:
+                self._hanging.clear()
+                raise Unavailable("the broker is away") from error
+            log.warning("not_all_answered", hanging=[f"{topic}/{number}" for topic, number in self._hanging])
+        return outcomes
 
-    async def _send_all(self, messages: list[Message], topics: set[str]) -> list[Exception | None]:
+    async def _send_all(self, messages: list[Message], topics: set[str], outcomes: list[Exception | None]) -> None:
         """Batches for each partition, side by side; suspects one by one, by a producer that does not count them."""
         producer = await self._ready_producer(counting=True)
         places = {topic: [list[Record]() for _ in await producer.partitions_for(topic)] for topic in topics}
         suspects: dict[tuple[str, int], list[Record]] = {}
         too_large: dict[str, Exception] = {}
-        outcomes: list[Exception | None] = [None] * len(messages)
+        now = time.monotonic()
+        self._hanging = {place: until for place, until in self._hanging.items() if until > now}
         for position, message in enumerate(messages):
             key, data = message.key, message.data
             if len(data) > _LARGEST_BYTES or key in too_large:
@@ -96,12 +106,14 @@ class KafkaBus:
             digest, encoded = _placed(key)
             partitions = places[message.topic]
             partition = digest % len(partitions)
+            if (message.topic, partition) in self._hanging:
+                continue
             if key in self._suspects:
                 inside = suspects.setdefault((message.topic, partition), [])
             else:
                 inside = partitions[partition]
             inside.append((encoded, data, message.headers, position))
-        await asyncio.gather(
+        answers = await asyncio.gather(
             *(
                 self._send(producer, topic, partition, records, messages, outcomes)
                 for topic, partitions in places.items()
@@ -109,8 +121,11 @@ class KafkaBus:
                 if records
             ),
             *(self._send_one_by_one(*place, records, messages, outcomes) for place, records in suspects.items()),
+            return_exceptions=True,  # the others go on
         )
-        return outcomes
+        for answer in answers:
+            if answer is not None:
+                raise answer
 
     async def _send(
         self,
@@ -124,9 +139,11 @@ class KafkaBus:
         """The events of one partition: each batch after the one before it is acknowledged, and none after a refusal."""
         while records:
             batch = RecordBatch(records, _BATCH_BYTES)
-            refusal = await _refusal(producer.send_batch(batch, topic, partition=partition))
+            refusal = await self._refusal(producer, batch, topic, partition)
             if refusal is not None:
                 break
+            for *_, position in records[: batch.record_count()]:
+                outcomes[position] = None
             records = records[batch.record_count() :]
         else:
             return
@@ -161,7 +178,7 @@ class KafkaBus:
                 refused[key] = Unavailable("its turn comes later")
             elif refused.get(key) is None:
                 batch = RecordBatch([record], _BATCH_BYTES)
-                refused[key] = await _refusal(producer.send_batch(batch, topic, partition=partition))
+                refused[key] = await self._refusal(producer, batch, topic, partition)
             outcomes[position] = refused[key]
         self._suspects.difference_update(key for key, refusal in refused.items() if refusal is None)
 
@@ -218,23 +235,33 @@ class KafkaBus:
                 try:
                     await producer.start()
                 except BaseException:
-                    await stopped(producer.stop)
+                    await _close(producer)
                     raise
                 self._producers[counting] = producer
             return self._producers[counting]
 
     async def _drop_producers(self) -> None:
         producers, self._producers = self._producers, {}
-        await asyncio.gather(*(stopped(producer.stop) for producer in producers.values()))
+        await asyncio.gather(*(_close(producer) for producer in producers.values()))
 
-
-async def _refusal(sending: Awaitable[Awaitable[object]]) -> Exception | None:
-    """Wait for the broker's answer to what is sent. Raises when there is none, or none that holds."""
-    try:
-        await (await sending)
-    except BrokerResponseError as error:
-        if error.retriable or isinstance(error, _SEQUENCE_LOST):
+    async def _refusal(
+        self, producer: aiokafka.AIOKafkaProducer, batch: RecordBatch, topic: str, partition: int
+    ) -> Exception | None:
+        """Send, and wait for the broker's answer. Raises when there is none, or none that holds."""
+        try:
+            await (await producer.send_batch(batch, topic, partition=partition))
+        except (asyncio.CancelledError, KafkaTimeoutError):
+            self._hanging[topic, partition] = time.monotonic() + _HANGING_SECONDS
             raise
-        refusal: Exception = error
-        return refusal
-    return None
+        except BrokerResponseError as error:
+            if error.retriable or isinstance(error, _SEQUENCE_LOST):
+                raise
+            refusal: Exception = error
+            return refusal
+        return None
+
+
+async def _close(producer: aiokafka.AIOKafkaProducer) -> None:
+    """Also of what hangs nothing stays: `stop` waits for what is not sent yet, and does nothing when called again."""
+    if not await stopped(producer.stop):
+        await asyncio.gather(stopped(producer._sender.close), stopped(producer.client.close))

@@ -334,8 +334,10 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
                         raise Stalled(f"{key.topic}/{key.partition}: {behind[key]} events wait")
 
 
-async def stopped(stop: Callable[[], Awaitable[object]]) -> None:
-    """Stop a client. It can hang while the broker is away; what was not sent is in the outbox still."""
+async def stopped(stop: Callable[[], Awaitable[object]]) -> bool:
+    """Stop a client. It can hang while the broker is away; what was not sent is in the outbox still. False then."""
     with suppress(TimeoutError, OSError, KafkaError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await stop()
+            return True
+    return False

@@ -1,14 +1,16 @@
 """What becomes of the events that the relay hands over, with a broker that answers what a test lets it answer."""
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+import aiokafka
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from shared.bus import kafka
+from shared.bus import kafka, member
 from shared.bus.kafka import KafkaBus
 from shared.errors import Unavailable
 from shared.events import Message
@@ -17,16 +19,17 @@ from shared.records import RecordBatch, encode_headers
 from shared.settings import DataSettings
 from shared.testing import Ticks
 
-SECOND = 1.0
-
 
 class Broker:
-    """Also the producer; a batch takes it a second of its own time."""
+    """Also the producer; a batch takes it `seconds` of its own time."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.partitions = partitions
         self.ticks = Ticks()
+        self.seconds = 0.0
         self.until = 0.0
+        self.hanging: set[int] = set()
+        self.asked: list[int] = []
         self.refused: set[bytes] = set()
         self.taken: list[bytes] = []
 
@@ -34,11 +37,14 @@ class Broker:
         return set(range(self.partitions))
 
     async def send_batch(self, batch: RecordBatch, _topic: str, *, partition: int) -> asyncio.Future[None]:
-        self.ticks.move(SECOND)
+        self.asked.append(partition)
+        self.ticks.move(self.seconds)
         if self.ticks() > self.until:
             raise TimeoutError
         answer = asyncio.get_running_loop().create_future()
         values = [record.value or b"" for record in DefaultRecordBatch(bytes(batch._build()))]
+        if partition in self.hanging:
+            return answer
         if self.refused & set(values):
             answer.set_exception(MessageSizeTooLargeError())
         else:
@@ -79,7 +85,7 @@ def message(number: int, topic: str = "things") -> Message:
 
 async def test_more_suspects_than_there_is_time_for_go_a_part_at_a_time(broker: Broker) -> None:
     bus = Bus(broker)
-    broker.refused = {b"7"}
+    broker.refused, broker.seconds = {b"7"}, 1.0
     left = [message(number) for number in range(20)] + [message(19)]
     assert all(await bus.publish(left))
     for _ in range(5):
@@ -90,3 +96,59 @@ async def test_more_suspects_than_there_is_time_for_go_a_part_at_a_time(broker: 
     assert left == [message(7)]
     assert bus._suspects == {"key-7"}
     assert broker.taken == [b"%d" % number for number in range(20) if number != 7] + [b"19"]
+
+
+async def test_a_partition_without_an_answer_stops_its_own_events_only(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka, "_PUBLISH_SECONDS", 0.5)
+    bus = Bus(broker)
+    broker.partitions, broker.hanging = 6, {1}
+    there = [message(number) for number in range(100)]
+    outcomes = await bus.publish(there)
+    left = [m for m, fault in zip(there, outcomes, strict=True) if fault is not None]
+    assert 0 < len(left) < 100
+    assert sorted(broker.taken) == sorted(m.data for m in there if m not in left)
+
+    broker.asked.clear()  # it is let be for a while
+    new = [message(number) for number in range(100, 150)]
+    assert None in await bus.publish([*left, *new])
+    assert 1 not in broker.asked
+
+    broker.ticks.move(kafka._HANGING_SECONDS + 1)
+    broker.hanging.clear()
+    assert not any(await bus.publish(left))
+    assert {m.data for m in there} <= set(broker.taken)
+    assert len(broker.taken) == len(set(broker.taken))
+
+
+async def test_when_no_partition_answers_the_broker_is_away(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "_PUBLISH_SECONDS", 0.1)
+    bus = Bus(broker)
+    broker.hanging = {0}
+    with pytest.raises(Unavailable):
+        await bus.publish([message(1)])
+    broker.hanging.clear()
+    monkeypatch.setattr(kafka, "_PUBLISH_SECONDS", 10.0)
+    assert await bus.publish([message(1)]) == [None]
+
+
+async def test_of_a_producer_that_hangs_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member, "CLOSE_SECONDS", 0.1)
+    producer = aiokafka.AIOKafkaProducer(bootstrap_servers="127.0.0.1:1")
+
+    async def send() -> None:
+        with suppress(asyncio.CancelledError):  # as aiokafka's does
+            await asyncio.Event().wait()
+
+    sender = producer._sender._sender_task = asyncio.create_task(send())
+    closed = asyncio.Event()
+
+    async def close() -> None:
+        closed.set()
+
+    monkeypatch.setattr(producer._message_accumulator, "close", asyncio.Event().wait)  # a batch that nobody takes
+    monkeypatch.setattr(producer.client, "close", close)
+    await kafka._close(producer)
+    assert sender.done()
+    assert closed.is_set()
