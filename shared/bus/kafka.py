@@ -79,11 +79,14 @@ class KafkaBus:
         try:
             async with asyncio.timeout(_PUBLISH_SECONDS):
                 topics = {message.topic for message in messages}
-                await self.ensure(topics)
-                await self._send_all(messages, topics, outcomes)
+                faults = await self.ensure(topics)
+                for position, message in enumerate(messages) if faults else ():
+                    outcomes[position] = faults.get(message.topic, outcomes[position])
+                await self._send_all(messages, topics - faults.keys(), outcomes)
         except (TimeoutError, OSError, KafkaError) as error:
             # A producer that lost its broker may hang or answer OutOfOrderSequence for ever: make it anew.
             await self._drop_producers()
+            self._topics.clear()  # one may have been deleted
             if None not in outcomes:
                 self._hanging.clear()
                 raise Unavailable("the broker is away") from error
@@ -100,6 +103,8 @@ class KafkaBus:
         self._hanging = {place: until for place, until in self._hanging.items() if until > now}
         for position, message in enumerate(messages):
             key, data = message.key, message.data
+            if message.topic not in places:
+                continue
             if len(data) > _LARGEST_BYTES or key in too_large:
                 outcomes[position] = too_large.setdefault(key, MessageSizeTooLargeError(f"{len(data)} bytes"))
                 continue
@@ -200,10 +205,11 @@ class KafkaBus:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def ensure(self, topics: set[str]) -> None:
+    async def ensure(self, topics: set[str]) -> dict[str, Exception]:
+        """Make those of `topics` that are not there. Answers why some cannot be made."""
         missing = topics - self._topics
         if not missing:
-            return
+            return {}
         admin = AIOKafkaAdminClient(bootstrap_servers=list(self._settings.kafka_bootstrap))
         try:
             await admin.start()
@@ -213,14 +219,17 @@ class KafkaBus:
                     for topic in sorted(missing)
                 ]
             )
-            for topic, code, *_ in response.topic_errors:
-                if code not in (0, _TOPIC_EXISTS):
-                    raise for_code(code)(topic)
+            faults = {
+                topic: for_code(code)(topic)
+                for topic, code, *_ in response.topic_errors
+                if code not in (0, _TOPIC_EXISTS)
+            }
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await admin.close()
-        self._topics |= missing
+        self._topics |= missing - faults.keys()
+        return faults
 
     async def _ready_producer(self, *, counting: bool) -> aiokafka.AIOKafkaProducer:
         """`counting`: with the sequence numbers by which the broker knows what it has already (idempotence)."""

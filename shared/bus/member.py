@@ -9,7 +9,7 @@ committed and the rest is left to the next owner.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
@@ -54,9 +54,10 @@ class Member:
         settings: DataSettings,
         consumer: Consumer,
         concurrency: int,
-        ensure: Callable[[set[str]], Awaitable[None]],
+        ensure: Callable[[set[str]], Awaitable[Mapping[str, Exception]]],
     ) -> None:
-        """`concurrency`: how many events are handled at a time. `ensure` makes topics that are not there."""
+        """`concurrency`: how many events are handled at a time. `ensure` makes topics that are not there,
+        and answers why it cannot."""
         self._settings = settings
         self._consumer = consumer
         self._concurrency = concurrency
@@ -80,7 +81,9 @@ class Member:
             try:
                 attempt += 1
                 async with asyncio.timeout(_ENSURE_SECONDS):
-                    await self._ensure(set(self._consumer.topics))
+                    faults = await self._ensure(set(self._consumer.topics))
+                for fault in faults.values():
+                    raise fault
                 async with AsyncExitStack() as stack:
                     kafka = self._client()
                     stack.push_async_callback(stopped, kafka.stop)

@@ -7,7 +7,9 @@ from typing import Any
 
 import aiokafka
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError
+import structlog
+from aiokafka.admin import NewTopic
+from aiokafka.errors import MessageSizeTooLargeError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError
 from aiokafka.record.default_records import DefaultRecordBatch
 
 from shared.bus import kafka, member
@@ -21,7 +23,7 @@ from shared.testing import Ticks
 
 
 class Broker:
-    """Also the producer; a batch takes it `seconds` of its own time."""
+    """Also the producer and the administrator; a batch takes it `seconds` of its own time."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.partitions = partitions
@@ -32,8 +34,16 @@ class Broker:
         self.asked: list[int] = []
         self.refused: set[bytes] = set()
         self.taken: list[bytes] = []
+        self.codes: dict[str, int] = {}  # why a topic cannot be made
+        self.topics: set[str] = set()
 
-    async def partitions_for(self, _topic: str) -> set[int]:
+    async def create_topics(self, topics: list[NewTopic]) -> Any:
+        self.topics |= {topic.name for topic in topics} - self.codes.keys()
+        return SimpleNamespace(topic_errors=[(topic.name, self.codes.get(topic.name, 0), None) for topic in topics])
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        if topic not in self.topics:
+            raise UnknownTopicOrPartitionError(topic)
         return set(range(self.partitions))
 
     async def send_batch(self, batch: RecordBatch, _topic: str, *, partition: int) -> asyncio.Future[None]:
@@ -52,8 +62,10 @@ class Broker:
             answer.set_result(None)
         return answer
 
-    async def stop(self) -> None:
+    async def start(self) -> None:
         pass
+
+    stop = close = start
 
 
 class Bus(KafkaBus):
@@ -65,9 +77,6 @@ class Bus(KafkaBus):
         self._broker.until = self._broker.ticks() + kafka._PUBLISH_SECONDS
         return await super().publish(messages)
 
-    async def ensure(self, topics: set[str]) -> None:
-        pass
-
     async def _ready_producer(self, *, counting: bool) -> Any:
         return self._broker
 
@@ -76,6 +85,7 @@ class Bus(KafkaBus):
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
     monkeypatch.setattr(kafka, "time", SimpleNamespace(monotonic=broker.ticks))
+    monkeypatch.setattr(kafka, "AIOKafkaAdminClient", lambda **_: broker)
     return broker
 
 
@@ -131,6 +141,45 @@ async def test_when_no_partition_answers_the_broker_is_away(broker: Broker, monk
     broker.hanging.clear()
     monkeypatch.setattr(kafka, "_PUBLISH_SECONDS", 10.0)
     assert await bus.publish([message(1)]) == [None]
+
+
+async def test_a_topic_that_cannot_be_made_stops_its_own_events_only(broker: Broker) -> None:
+    bus = Bus(broker)
+    broker.codes = {"others": TopicAuthorizationFailedError.errno}
+    messages = [message(1), message(2, "others"), message(3)]
+    for _ in range(2):
+        first, second, third = await bus.publish(messages)
+        assert first is third is None
+        assert isinstance(second, TopicAuthorizationFailedError)
+    broker.codes.clear()
+    assert not any(await bus.publish(messages))
+
+
+async def test_who_consumes_from_a_topic_that_cannot_be_made_is_told(broker: Broker) -> None:
+    broker.codes = {"others": TopicAuthorizationFailedError.errno}
+    asked = asyncio.Event()
+
+    async def ensure(topics: set[str]) -> dict[str, Exception]:
+        asked.set()
+        return await Bus(broker).ensure(topics)
+
+    consumer: Any = SimpleNamespace(topics=["others"], group="group")
+    telling = member.Member(DataSettings(database_url="postgresql://"), consumer, 1, ensure)
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.create_task(telling.run())
+        await asyncio.wait_for(asked.wait(), 10)
+        telling.stop()
+        await asyncio.wait_for(task, 10)
+    assert "TopicAuthorizationFailedError" in logs[0]["error"]
+
+
+async def test_a_topic_that_was_deleted_is_made_again(broker: Broker) -> None:
+    bus = Bus(broker)
+    assert await bus.publish([message(1)]) == [None]
+    broker.topics.clear()
+    with pytest.raises(Unavailable):
+        await bus.publish([message(2)])
+    assert await bus.publish([message(2)]) == [None]
 
 
 async def test_of_a_producer_that_hangs_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
