@@ -262,10 +262,12 @@ async def doom_blob(connection: Connection, blob_id: UUID) -> datetime | None:
 
 
 async def get_doomed_blobs(connection: Connection, limit: int) -> list[tuple[UUID, datetime]]:
-    rows = await connection.fetch(
-        "SELECT id, doomed_at FROM blobs WHERE doomed_at <= clock_timestamp() ORDER BY doomed_at LIMIT $1", limit
-    )
+    rows = await connection.fetch(_DOOMED_BLOBS, limit)
     return [(row["id"], row["doomed_at"]) for row in rows]
+
+
+# No index can be asked for what is due by `clock_timestamp()`, and blobs of uploads in progress are doomed later.
+_DOOMED_BLOBS = "SELECT id, doomed_at FROM blobs WHERE doomed_at <= statement_timestamp() ORDER BY doomed_at LIMIT $1"
 
 
 async def forget_blobs(connection: Connection, doomed: Sequence[tuple[UUID, datetime]]) -> None:

@@ -87,18 +87,19 @@ async def waiting_keys(connection: Connection, group: str, keys: Collection[str]
 
 async def claim(connection: Connection, group: str, limit: int, lease_seconds: float) -> list[Parked]:
     """Take heads that are due. They are this caller's for `lease_seconds`; who died gives them back by that."""
-    rows = await connection.fetch(
-        "UPDATE parked_events SET due_at = clock_timestamp() + make_interval(secs => $3) WHERE id IN ("  # noqa: S608
-        "  SELECT id FROM parked_events p WHERE consumer = $1 AND due_at <= clock_timestamp() AND NOT (ordered"
-        "     AND EXISTS (SELECT FROM parked_events e WHERE e.ordered AND e.consumer = p.consumer"
-        "                    AND e.topic = p.topic AND e.key = p.key AND e.id < p.id))"
-        "   ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)"
-        f" RETURNING id, rounds, attempts, {_EVENT}",
-        group,
-        limit,
-        lease_seconds,
-    )
+    rows = await connection.fetch(_CLAIM, group, limit, lease_seconds)
     return [Parked(row["id"], _envelope(row), row["ordered"], row["rounds"], row["attempts"]) for row in rows]
+
+
+# Not what is due by `clock_timestamp()`: that may change from row to row, so no index can be asked for it.
+_CLAIM = f"""
+    UPDATE parked_events SET due_at = clock_timestamp() + make_interval(secs => $3) WHERE id IN (
+        SELECT id FROM parked_events p WHERE consumer = $1 AND due_at <= statement_timestamp() AND NOT (ordered
+            AND EXISTS (SELECT FROM parked_events e WHERE e.ordered AND e.consumer = p.consumer
+                           AND e.topic = p.topic AND e.key = p.key AND e.id < p.id))
+        ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)
+    RETURNING id, rounds, attempts, {_EVENT}
+"""  # noqa: S608
 
 
 async def wait_again(connection: Connection, parked: Parked, seconds: float, fault: Fault | None = None) -> None:

@@ -8,6 +8,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from services.media import repository
 from services.media.settings import Settings
 from shared.ids import new_id
 from shared.testing import eventually
@@ -172,6 +173,17 @@ async def test_uploads_that_died_with_the_process_are_swept(world: World) -> Non
     (folder / str(blob_id)).write_bytes(b"x")
     (folder / f"{blob_id}#1").write_bytes(b"x")
     await eventually(world.is_empty)
+
+
+async def test_what_is_to_be_swept_is_found_by_an_index(world: World) -> None:
+    async with world.db.transaction() as tx:
+        await tx.execute(
+            "INSERT INTO blobs (id, doomed_at) SELECT gen_random_uuid(), now() + interval '1 hour'"
+            " FROM generate_series(1, 5000)"
+        )
+        await tx.execute("ANALYZE blobs")
+        plan = [row[0] for row in await tx.fetch(f"EXPLAIN {repository._DOOMED_BLOBS}", 100)]
+    assert any("Index Cond" in line and "doomed_at <=" in line for line in plan)
 
 
 async def test_sending_again_with_the_same_key(world: World) -> None:

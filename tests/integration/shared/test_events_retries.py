@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from shared.bus import KafkaBus, member
-from shared.consumer import Consumer, Delivery, On, clean_up_failed
+from shared.consumer import Consumer, Delivery, On, clean_up_failed, parking
 from shared.consumer.__main__ import run
 from shared.consumer.delivery import TIMEOUTS
 from shared.database import Transaction
@@ -365,6 +365,23 @@ async def test_in_batches_only_the_key_of_a_parked_event_waits(world: World, sta
         await tx.execute("UPDATE parked_events SET due_at = now()")
     await eventually(lambda: world.has_effects(19), within=30)
     assert [number for thing, number in await world.effects() if thing == key] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_those_that_are_due_are_found_by_an_index(world: World, mode: str) -> None:
+    async with world.db.transaction() as tx:
+        await tx.execute(
+            "INSERT INTO parked_events (consumer, ordered, topic, event_id, type, source, key, time, headers, data,"
+            " origin, rounds, attempts, reason, stack, due_at) SELECT $1, true, 't', gen_random_uuid(), 'x', 's',"
+            " n::text, now(), '{}', '{}', '', 1, 4, '', '', now() + interval '1 hour' FROM generate_series(1, 5000) n",
+            world.group,
+        )
+        await tx.execute("ANALYZE parked_events")
+        await tx.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        plan = [row[0] for row in await tx.fetch(f"EXPLAIN {parking._CLAIM}", world.group, 8, 300.0)]
+    assert any("parked_events_due" in line for line in plan)
+    assert any("Index Cond" in line and "due_at <=" in line for line in plan)
 
 
 @pytest.mark.parametrize("world", ["inline"], indirect=True)
