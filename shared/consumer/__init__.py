@@ -179,14 +179,21 @@ class Consumer:
             try:
                 while ready.is_set() and not stopping.is_set() and await self.retry_due():
                     pass
-            except (Unavailable, asyncpg.PostgresError) as error:
-                log.warning("retries_wait", consumer=self.group, error=str(error))
+            except Exception as error:  # noqa: BLE001 - rounds that end in silence are events that wait for ever
+                log.warning("retries_wait", consumer=self.group, error=repr(error))
 
     async def retry_due(self) -> int:
-        """Give the parked events that are due, the oldest of each key, another round; returns how many."""
+        """Give the parked events that are due, the oldest of each key, another round; returns how many.
+
+        What could not be kept of a round is logged; its event is due again when the lease ends.
+        """
         async with self.db.transaction() as tx:
             found = await parking.claim(tx, self.group, _RETRY_BATCH, _LEASE_SECONDS)
-        await asyncio.gather(*(self._retry(parked) for parked in found))
+        outcomes = await asyncio.gather(*(self._retry(parked) for parked in found), return_exceptions=True)
+        for parked, outcome in zip(found, outcomes, strict=True):
+            if outcome is not None:
+                event_id = str(parked.envelope.id)
+                log.warning("round_lost", consumer=self.group, event_id=event_id, error=repr(outcome))
         return len(found)
 
     async def _retry(self, parked: Parked) -> None:

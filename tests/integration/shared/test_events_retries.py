@@ -9,12 +9,13 @@ from contextlib import AsyncExitStack
 import aiokafka
 import msgspec
 import pytest
+import structlog
 
 from shared.bus import KafkaBus, member
 from shared.consumer import Consumer, Delivery, On, clean_up_failed, parking
 from shared.consumer.__main__ import run
 from shared.consumer.delivery import TIMEOUTS
-from shared.database import Transaction
+from shared.database import Connection, Transaction
 from shared.errors import Unavailable
 from shared.events import Envelope, Message
 from shared.health import Health
@@ -203,6 +204,50 @@ async def test_an_error_whose_text_is_no_text_is_kept(world: World, delays: Sequ
     async with world.db.transaction() as tx:
         reason = await tx.fetchval(f"SELECT reason FROM {'parked_events' if delays else 'dead_letters'}")
     assert reason == "ValueError: 550 ? unknown"
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+async def test_an_error_that_nobody_foresaw_does_not_end_the_rounds(
+    world: World, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = world.consumer(SOON)
+    retry_due, calls = consumer.retry_due, 0
+
+    async def failing() -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("nobody foresaw it")
+        return await retry_due()
+
+    monkeypatch.setattr(consumer, "retry_due", failing)
+    async with world.db.transaction() as tx:
+        envelope = Envelope.wrap(world.made(thing_id=new_id(), number=1), "things")
+        await parking.park(tx, world.group, envelope, ordered=True)
+    await stack.enter_async_context(world.bus.consuming(consumer, 4))
+    await eventually(lambda: world.has_effects(1), within=30)
+
+
+@pytest.mark.parametrize("world", ["inline"], indirect=True)
+async def test_a_round_that_is_lost_leaves_the_others_theirs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    envelopes = Envelope.wrap_all([world.made(thing_id=new_id(), number=n) for n in range(4)], "things")
+    async with world.db.transaction() as tx:
+        for envelope in envelopes:
+            await parking.park(tx, world.group, envelope, ordered=True)
+    release = parking.release
+
+    async def failing(connection: Connection, parked: parking.Parked) -> None:
+        if parked.envelope.id == envelopes[0].id:
+            raise RuntimeError("nobody foresaw it")
+        await asyncio.sleep(0)  # not before the other has failed
+        await release(connection, parked)
+
+    monkeypatch.setattr(parking, "release", failing)
+    with structlog.testing.capture_logs() as logs:
+        assert await world.consumer(SOON).retry_due() == 4
+    assert [entry["event_id"] for entry in logs if entry["event"] == "round_lost"] == [str(envelopes[0].id)]
+    assert len(await world.effects()) == 4
+    assert await world.count("parked_events") == 1
 
 
 async def test_a_dead_letter_that_is_redriven_twice_has_one_effect(
