@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 import zlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from itertools import starmap
@@ -41,6 +41,7 @@ _LOOK_ROWS = 10_000
 RELAYED = metrics.Counter("tenfold_outbox_relayed_total", "Events handed to the bus", ("service",))
 FAILED = metrics.Counter("tenfold_outbox_failed_total", "Events the bus did not take", ("service",))
 BACKLOG = metrics.Gauge("tenfold_outbox_backlog", "Rows waiting in the outbox (counted up to 10,000)", ("service",))
+LetWait = Callable[[str, str, Exception], None]  # topic and key of an event that is not to be sent, and why
 OLDEST = metrics.Gauge("tenfold_outbox_oldest_seconds", "Age of the oldest row", ("service",))
 
 
@@ -166,7 +167,7 @@ class Relay:
 
         A failure of the bus is returned, so that what it has taken before is deleted.
         """
-        backlog = await Backlog.opened(tx, shards, self._waiting_keys, self._bus.batch)
+        backlog = await Backlog.opened(tx, shards, self._waiting_keys, self._bus.batch, self._let_wait)
         until = time.monotonic() + _POLL_SECONDS
         relayed = 0
         sent: list[int] = []
@@ -197,11 +198,15 @@ class Relay:
         sent = [message.row for message, fault in zip(messages, outcomes, strict=True) if fault is None]
         metrics.child(RELAYED, self._service).inc(len(sent))
         for message, fault in zip(messages, outcomes, strict=True) if len(sent) < len(messages) else ():
-            if fault is not None and message.key not in self._waiting_keys:
-                self._waiting_keys[message.key] = time.monotonic() + _RETRY_SECONDS
-                metrics.child(FAILED, self._service).inc()
-                log.warning("event_not_relayed", topic=message.topic, key=message.key, error=repr(fault))
+            if fault is not None:
+                self._let_wait(message.topic, message.key, fault)
         return sent
+
+    def _let_wait(self, topic: str, key: str, fault: Exception) -> None:
+        if key not in self._waiting_keys:
+            self._waiting_keys[key] = time.monotonic() + _RETRY_SECONDS
+            metrics.child(FAILED, self._service).inc()
+            log.warning("event_not_relayed", topic=topic, key=key, error=repr(fault))
 
     async def _look(self) -> list[int]:
         async with self._db.transaction() as tx:
@@ -226,20 +231,25 @@ class Backlog:
     not seen: else an event could be met whose key has an earlier one that was passed over.
     """
 
-    def __init__(self, tx: Transaction, cursor: Cursor, limit: int) -> None:
+    def __init__(self, tx: Transaction, cursor: Cursor, limit: int, let_wait: LetWait) -> None:
         self._tx = tx
         self._cursor = cursor
         self._limit = limit
+        self._let_wait = let_wait
         self._rest: list[Message] = []
 
     @classmethod
-    async def opened(cls, tx: Transaction, shards: Collection[int], except_keys: Collection[str], limit: int) -> Self:
-        return cls(tx, await tx.cursor(_BACKLOG, list(shards), list(except_keys), _SMALL_BYTES), limit)
+    async def opened(
+        cls, tx: Transaction, shards: Collection[int], except_keys: Collection[str], limit: int, let_wait: LetWait
+    ) -> Self:
+        """`let_wait` is told of the rows that are no messages and are left out; later ones of their keys are not."""
+        cursor = await tx.cursor(_BACKLOG, list(shards), list(except_keys), _SMALL_BYTES)
+        return cls(tx, cursor, limit, let_wait)
 
     async def read(self) -> list[Message]:
         """The next ones; none when there are no more."""
         while messages := self._rest or list(starmap(Message, await self._cursor.fetch(self._limit))):
-            complete, self._rest = await _completed(self._tx, messages)
+            complete, self._rest = await _completed(self._tx, messages, self._let_wait)
             if complete:
                 return complete
         return []
@@ -285,7 +295,9 @@ async def _delete(tx: Transaction, ids: list[int]) -> None:
         )
 
 
-async def _completed(tx: Transaction, messages: list[Message]) -> tuple[list[Message], list[Message]]:
+async def _completed(
+    tx: Transaction, messages: list[Message], let_wait: LetWait
+) -> tuple[list[Message], list[Message]]:
     """The first of `messages`, with what was not read of them at first, and the rest.
 
     That is the data of large ones, of which as many are read as the bound on bytes allows, and at least one; and rows
@@ -297,10 +309,13 @@ async def _completed(tx: Transaction, messages: list[Message]) -> tuple[list[Mes
     rows = await tx.fetch(_WHOLE, missing, _BATCH_BYTES)
     made: dict[int, Message] = {}
     for number, event_id, kind, source, topic, key, at, data, headers in rows:
-        envelope = Envelope(event_id, kind, source, topic, key, at, data, msgspec.json.decode(headers))
-        made[number] = msgspec.structs.replace(envelope.to_message(), row=number)
-    last = max(made) if 0 < len(made) < len(missing) else messages[-1].row
-    left_out = set(missing) - made.keys()  # up to `last`, by somebody who deleted them
+        try:
+            envelope = Envelope(event_id, kind, source, topic, key, at, data, msgspec.json.decode(headers))
+            made[number] = msgspec.structs.replace(envelope.to_message(), row=number)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the rows of other keys are to go on
+            let_wait(topic, key, error)
+    last = rows[-1][0] if 0 < len(rows) < len(missing) else messages[-1].row
+    left_out = set(missing) - made.keys()  # up to `last`: somebody deleted them, or they are no messages
     complete = [made.get(m.row, m) for m in messages if m.row <= last and m.row not in left_out]
     return complete, [message for message in messages if message.row > last]
 

@@ -206,7 +206,7 @@ async def test_it_leaves_no_state_on_a_connection_that_it_may_share(
     async with Database.opened("things", settings, health) as db:
         async with db.transaction() as tx:
             await outbox._lock(tx, "things", [1])
-            backlog = await outbox.Backlog.opened(tx, [1], [], 10)
+            backlog = await outbox.Backlog.opened(tx, [1], [], 10, lambda *_: None)
             assert await backlog.read() == []
             assert await tx.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
         async with db.transaction() as tx:
@@ -344,6 +344,30 @@ async def test_a_large_event_that_somebody_deletes_meanwhile_holds_nothing_up(
     await world.drain()
     assert await world.left() == []
     assert len(world.bus.taken) == 21
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_a_row_that_is_no_message_stops_its_key_only(
+    world: World, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    if not small:
+        monkeypatch.setattr(outbox, "_BATCH_BYTES", 1)  # so that they are read one at a time
+        monkeypatch.setattr(outbox, "_SMALL_BYTES", 10)
+    bad, others = new_id(), [new_id() for _ in range(5)]
+    await world.write(*(Made(thing_id=id_, number=number) for number in range(3) for id_ in (bad, *others)))
+    async with world.db.transaction() as tx:
+        first = await tx.fetchval("SELECT min(id) FROM outbox WHERE key = $1", str(bad))
+        await tx.execute("UPDATE outbox SET headers = '{\"a\": 1}', record_headers = NULL WHERE id = $1", first)
+    await world.drain()
+    assert await world.left() == [str(bad)] * 3
+    assert len(world.bus.taken) == 15
+    async with world.db.transaction() as tx:
+        await tx.execute("UPDATE outbox SET headers = '{}' WHERE id = $1", first)
+    world.relay._waiting_keys.clear()
+    await world.relay.sweep()
+    assert await world.left() == []
+    assert in_order(world.bus.taken, [str(id_) for id_ in (bad, *others)])
+    assert len(world.bus.taken) == 18
 
 
 async def _is_empty(world: World) -> bool:
