@@ -64,9 +64,9 @@ class Lag:
         ends = await self._reader.end_offsets(partitions)
         found = await self._admin.list_consumer_group_offsets(self._group)
         committed = {p: found[p].offset for p in partitions if p in found and found[p].offset >= 0}
-        fresh = [p for p in partitions if p not in committed]
-        starts = await self._reader.beginning_offsets(fresh) if fresh else {}
-        return {p: max(0, ends[p] - (committed | starts)[p]) for p in partitions}
+        # What fell out of retention before it was read is not there to be read: nobody is behind it.
+        starts = await self._reader.beginning_offsets(partitions)
+        return {p: max(0, ends[p] - max(committed.get(p, 0), starts[p])) for p in partitions}
 
     async def _drop(self) -> None:
         clients = [self._reader and self._reader.stop, self._admin and self._admin.close]
