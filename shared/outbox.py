@@ -41,7 +41,6 @@ _LOOK_ROWS = 10_000
 RELAYED = metrics.Counter("tenfold_outbox_relayed_total", "Events handed to the bus", ("service",))
 FAILED = metrics.Counter("tenfold_outbox_failed_total", "Events the bus did not take", ("service",))
 BACKLOG = metrics.Gauge("tenfold_outbox_backlog", "Rows waiting in the outbox (counted up to 10,000)", ("service",))
-LetWait = Callable[[str, str, Exception], None]  # topic and key of an event that is not to be sent, and why
 OLDEST = metrics.Gauge("tenfold_outbox_oldest_seconds", "Age of the oldest row", ("service",))
 
 
@@ -222,6 +221,9 @@ class Relay:
         metrics.child(BACKLOG, self._service).set(state["backlog"])
         metrics.child(OLDEST, self._service).set(float(state["oldest"]))
         return state["shards"] or []
+
+
+LetWait = Callable[[str, str, Exception], None]  # topic and key of an event that is not to be sent, and why
 
 
 class Backlog:
