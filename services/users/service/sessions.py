@@ -58,27 +58,27 @@ class Sessions:
         good = await self._passwords.verify(found.password_hash if found else None, password)
         if found is None:
             raise WrongCredentials
-        account, stored = found.account, found.password_hash
+        account_id, stored = found.account_id, found.password_hash
         if not good:
-            self._late_notes.add(account.id, Happening.LOGIN_FAILED, client)
+            self._late_notes.add(account_id, Happening.LOGIN_FAILED, client)
             raise WrongCredentials
         await self._throttle.succeeded(attempt)
-        if account.disabled:
+        if found.disabled:
             raise AccountDisabled
         fresh = await self._passwords.hash(password) if self._passwords.is_outdated(stored) else None
         session_id = new_id()
         async with self._db.transaction() as tx:
-            unchanged = await accounts.lock_credentials(tx, account.id, stored)
+            unchanged = await accounts.lock_credentials(tx, account_id, stored)
             if unchanged:
                 if fresh is not None:
-                    await accounts.set_password_hash(tx, account.id, fresh)
-                await repository.insert_session(tx, session_id, account.id, client, self._session_end())
+                    await accounts.set_password_hash(tx, account_id, fresh)
+                await repository.insert_session(tx, session_id, account_id, client, self._session_end())
                 refresh_token = await self._issue_refresh_token(tx, session_id)
-                await note(tx, account.id, Happening.LOGGED_IN, client)
+                await note(tx, account_id, Happening.LOGGED_IN, client)
         if not unchanged:
             # A new password, or an end of the account, has ended all sessions: this must not open one after that.
             return await self.log_in(email, password, client)
-        return self._tokens(account.id, session_id, account.role, refresh_token)
+        return self._tokens(account_id, session_id, Role(found.role), refresh_token)
 
     async def refresh(self, refresh_token: str, client: Client) -> Tokens:
         """Spend the token for new ones. A token spent before ends its session, for one of the two holders stole it."""
