@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from services.media import models, repository
@@ -49,7 +49,9 @@ class Processing:
 
     async def process(self, delivery: Delivery[MediaUploaded]) -> None:
         """Make the variants, or say why that cannot be, when it is the owner's turn."""
-        async with self._gate.turn(delivery.event.owner_id):
+        async with AsyncExitStack() as stack:
+            with delivery.waiting():
+                await stack.enter_async_context(self._gate.turn(delivery.event.owner_id))
             await self._process(delivery)
 
     async def _process(self, delivery: Delivery[MediaUploaded]) -> None:

@@ -247,10 +247,10 @@ class Consumer:
 
     async def _run(self, on: On[Any], delivery: Delivery[Any]) -> None:
         try:
-            async with asyncio.timeout(self._handler_seconds) as bound:
+            async with asyncio.timeout(self._handler_seconds) as delivery.bound:
                 await on.handle(delivery)
         except TimeoutError as error:
-            if not bound.expired():
+            if delivery.bound is None or not delivery.bound.expired():
                 raise
             metrics.child(TIMEOUTS, on.consumer(self.group), on.event.TYPE).inc()
             raise HandlerTimeout(f"took longer than {self._handler_seconds:g} s") from error

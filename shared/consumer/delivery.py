@@ -1,7 +1,8 @@
 """What a handler gets: one event, and the transaction in which it has its effect and is recorded as handled."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Generic
 
@@ -41,6 +42,21 @@ class Delivery(Generic[E]):
         self._consumer = consumer
         self._db = db
         self._behind = behind
+        self.bound: asyncio.Timeout | None = None  # on the handler's time, while it runs
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While open the bound on the handler's time stands still: for who waits in a queue of the handler's own."""
+        if self.bound is None or (deadline := self.bound.when()) is None:
+            yield
+            return
+        now = asyncio.get_running_loop().time
+        left = deadline - now()
+        self.bound.reschedule(None)
+        try:
+            yield
+        finally:
+            self.bound.reschedule(now() + left)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
