@@ -124,6 +124,9 @@ class Processing:
 
     async def _fetch(self, event: MediaUploaded, target: Path) -> None:
         key = models.original_key(event.blob_id)
+        stored = await self._objects.head(key)
+        if stored is None or stored.bytes != event.bytes:  # what is cut off the store would refuse to read, for ever
+            raise CannotProcess("lost", "the original is not there any more, or not whole")
         with target.open("wb") as file:
             try:
                 async for piece in self._objects.stream(key, 0, event.bytes):

@@ -15,7 +15,9 @@ import msgspec
 import psutil
 import pytest
 
-from services.media import repository
+from services.media import models, repository
+from services.media.consumed import MediaUploaded
+from services.media.processing import Processing
 from services.media.settings import Settings
 from shared.database import Connection
 from shared.ids import new_id
@@ -47,6 +49,21 @@ async def test_what_cannot_be_processed_fails_with_a_reason(world: World, data: 
     await world.call("DELETE", f"/api/v1/media/{media['id']}")
     await world.call("DELETE", f"/api/v1/media/{good['id']}")
     await eventually(world.is_empty)
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+async def test_an_original_that_is_not_whole_any_more_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    fetch = Processing._fetch
+
+    async def fetch_of_damaged(self: Processing, event: MediaUploaded, target: Path) -> None:
+        os.truncate(world.store / models.original_key(event.blob_id), left)
+        await fetch(self, event, target)
+
+    monkeypatch.setattr(Processing, "_fetch", fetch_of_damaged)
+    media = await world.settled((await world.uploaded(images.photo(300, 200)))["id"])
+    assert (media["status"], media["failure"]) == ("failed", "the original is not there any more, or not whole")
 
 
 async def test_deleted_before_and_while_it_is_processed(world: World) -> None:
