@@ -25,6 +25,7 @@ log = get_logger()
 _IMAGES_A_CHILD = 500  # then a fresh one: against leaks in decoders
 _ATTEMPTS = 2
 _START_SECONDS = 20.0
+_ANSWER_BYTES = 1024 * 1024  # of a line; what `shown` may put into one is a tenth of that, in base64
 _ROOT = Path(__file__).parents[2]
 _PASSED_ON = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMPDIR")
 
@@ -60,6 +61,7 @@ class _Child:
             msgspec.json.encode(limits).decode(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=_ANSWER_BYTES,
             stderr=asyncio.subprocess.DEVNULL,  # libvips' complaints about bad images
             cwd=_ROOT,
             # What decodes strangers' files is not told the worker's secrets.
@@ -91,11 +93,12 @@ class _Child:
             self._process.stdin.write(msgspec.json.encode(job) + b"\n")
             await self._process.stdin.drain()
             line = await self._process.stdout.readline()
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise _Died
-        return msgspec.json.decode(line, type=Made | Refused)
+            return msgspec.json.decode(line, type=Made | Refused)
+        except (OSError, ValueError) as error:  # it is gone, or what it says is no answer of ours
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.stdout.read()  # before Python 3.12, else it cannot be waited for
+            raise _Died from error
 
     async def kill(self) -> int:
         """Ends it, however busy; its exit status."""

@@ -28,6 +28,15 @@ def turned() -> bytes:
 
 
 @cache
+def with_xmp(size: int) -> bytes:
+    """An AVIF with so many bytes of metadata."""
+    image = pyvips.Image.new_from_buffer(photo(300, 200), "").copy()
+    image.set_type(pyvips.GValue.blob_type, "xmp-data", b"<x:xmpmeta>" + b"x" * (size - 11))
+    data: bytes = image.write_to_buffer(".avif", effort=0)
+    return data
+
+
+@cache
 def bomb() -> bytes:
     """900 megapixels in less than a megabyte."""
     data: bytes = pyvips.Image.black(30_000, 30_000).pngsave_buffer(compression=9, bitdepth=1)

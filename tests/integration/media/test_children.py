@@ -57,6 +57,23 @@ async def test_colours_are_brought_to_srgb(tmp_path: Path) -> None:
     assert images.difference((tmp_path / "large.webp").read_bytes(), images.photo(300, 200)) < 6
 
 
+async def test_much_metadata_is_no_answer_too_long(tmp_path: Path) -> None:
+    """What stands for it where it is blanked out comes with the answer."""
+    async with Children.opened(_limits()) as children:
+        processed = await children.process(_file(tmp_path, images.with_xmp(60_000)), tmp_path, "image/avif")
+    assert processed.shown is not None
+    assert sum(len(piece) for piece in processed.shown.pieces if isinstance(piece, bytes)) > 60_000
+
+
+async def test_what_answers_nonsense_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _file(tmp_path, images.with_xmp(60_000))
+    monkeypatch.setattr("services.media.children._ANSWER_BYTES", 1024)  # less than the answer
+    async with Children.opened(_limits()) as children:
+        with pytest.raises(CannotProcess) as caught:
+            await children.process(source, tmp_path, "image/avif")
+        assert caught.value.code == "out-of-memory"
+
+
 @pytest.mark.parametrize(
     ("data", "content_type", "code"),
     [
