@@ -7,6 +7,12 @@ from services.notifier.models import Delivery, DeliveryInHand, Webhook
 from shared.database import Connection, Record
 
 _WEBHOOK = "id, user_id, url, events, secret, disabled_at, created_at"
+_OF_A_WEBHOOK, _OF_AN_OWNER = 2, 4  # in hand at a time
+# Of a delivery `d`; `$3` is the lease. What is in hand is not, and comes before what is where they are counted.
+_DUE = (
+    "((d.state = 'queued' AND d.next_attempt_at <= now())"
+    " OR (d.state = 'claimed' AND d.claimed_at < now() - make_interval(secs => $3)))"
+)
 _DELIVERY = "id, webhook_id, event_id, type, state, attempts, next_attempt_at, last_status, last_error, created_at"
 
 
@@ -111,19 +117,32 @@ async def requeue_delivery(connection: Connection, webhook_id: UUID, delivery_id
 async def claim_deliveries(
     connection: Connection, claim: UUID, limit: int, lease_seconds: float
 ) -> Sequence[DeliveryInHand]:
-    """Take what is due, or was left by a dispatcher that died. Receivers know a repetition by its id."""
+    """Take what is due, or was left by a dispatcher that died. Receivers know a repetition by its id.
+
+    No webhook and no owner has more than their share in hand, so that who answers late or never delays nobody else.
+    """
     rows = await connection.fetch(
-        "WITH due AS ("
-        "  SELECT d.id, w.url, w.secret FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id"
-        "   WHERE w.disabled_at IS NULL AND ((d.state = 'queued' AND d.next_attempt_at <= now())"
-        "      OR (d.state = 'claimed' AND d.claimed_at < now() - make_interval(secs => $3)))"
-        "   ORDER BY d.next_attempt_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED)"
+        "WITH of_webhooks AS ("
+        f"  SELECT d.id, w.url, w.secret, w.user_id, d.next_attempt_at, {_DUE} AS is_due,"
+        f"   row_number() OVER (PARTITION BY w.id ORDER BY {_DUE}, d.next_attempt_at) AS number"
+        "   FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id"
+        f"  WHERE w.disabled_at IS NULL AND (d.state = 'claimed' OR {_DUE})),"
+        " of_owners AS (SELECT id, url, secret, next_attempt_at, is_due,"
+        "   row_number() OVER (PARTITION BY user_id ORDER BY is_due, next_attempt_at) AS number"
+        "   FROM of_webhooks WHERE number <= $4),"
+        " due AS ("
+        "  SELECT d.id, o.url, o.secret FROM webhook_deliveries d JOIN of_owners o USING (id)"
+        # Once more, of the row as it is when it is locked: another dispatcher may have had it meanwhile.
+        f"  WHERE o.is_due AND o.number <= $5 AND {_DUE}"
+        "   ORDER BY o.next_attempt_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED)"
         " UPDATE webhook_deliveries d SET state = 'claimed', claim = $1, claimed_at = clock_timestamp(),"
         "  attempts = d.attempts + 1 FROM due WHERE d.id = due.id"
         " RETURNING d.id, d.webhook_id, d.claim, d.event_id, d.payload, d.attempts, due.url, due.secret",
         claim,
         limit,
         lease_seconds,
+        _OF_A_WEBHOOK,
+        _OF_AN_OWNER,
     )
     return [DeliveryInHand(**row) for row in rows]
 

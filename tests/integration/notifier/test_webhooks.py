@@ -199,6 +199,39 @@ async def test_a_receiver_that_hangs_is_given_up(make: Make, person: Person) -> 
         assert (log[0]["last_status"], log[0]["last_error"]) == (None, "no answer in time")
 
 
+async def test_receivers_that_hang_delay_nobody_else(make: Make, person: Person) -> None:
+    """Of one webhook two deliveries are in hand, of one owner four; all others wait for them."""
+    node = await make(webhook_private_networks=LOOPBACK, webhook_poll_seconds=0.1, webhook_concurrency=5)
+    async with receiving() as receiver, receiving() as others:
+        receiver.hang = asyncio.Event()
+        webhooks = [await made(node, person, receiver.url) for _ in range(3)]
+        for _ in range(5):
+            await node.give(person.processed())
+        await eventually(lambda: receiver.has(4))
+        other = Person()
+        await made(node, other, others.url)
+        await node.give(other.processed())
+        await eventually(lambda: others.has(1))
+        assert len(receiver.received) == 4
+        receiver.hang.set()
+        for webhook in webhooks:
+            log = await eventually(in_state(node, person, webhook, "delivered"))
+            assert [delivery["attempts"] for delivery in log] == [1] * 5
+
+
+async def test_a_webhook_that_hangs_leaves_its_owner_others(make: Make, person: Person) -> None:
+    node = await make(webhook_private_networks=LOOPBACK, webhook_poll_seconds=0.1, webhook_concurrency=5)
+    async with receiving() as receiver, receiving() as others:
+        receiver.hang = asyncio.Event()
+        await made(node, person, receiver.url)
+        await made(node, person, others.url)
+        for _ in range(5):
+            await node.give(person.processed())
+        await eventually(lambda: others.has(5))
+        assert len(receiver.received) == 2
+        receiver.hang.set()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.1", "2130706433"])
 async def test_private_networks_are_never_reached(make: Make, person: Person, host: str) -> None:
     # Plain HTTP is allowed by naming a network that the receiver is not in.
