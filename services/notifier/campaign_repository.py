@@ -42,6 +42,15 @@ async def is_time_zone(connection: Connection, name: str) -> bool:
     return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_timezone_names WHERE name = $1)", name))
 
 
+async def pause_without_time_zone(connection: Connection) -> Sequence[UUID]:
+    """Pause the campaigns whose time zone the database does not know (any more); which those are."""
+    rows = await connection.fetch(
+        "UPDATE campaigns SET state = 'paused' WHERE state = 'running' AND finished_at IS NULL"
+        " AND time_zone NOT IN (SELECT name FROM pg_timezone_names) RETURNING id"
+    )
+    return [row["id"] for row in rows]
+
+
 async def get_campaign(connection: Connection, campaign_id: UUID) -> Campaign | None:
     row = await connection.fetchrow(f"SELECT {_CAMPAIGN} FROM campaigns WHERE id = $1", campaign_id)
     return _campaign(row) if row else None

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from services.notifier.models import Email, EmailState, Ended, Leaving
-from shared.database import Connection
+from shared.database import Connection, Record
 
 # Of a campaign's email `e` to the recipient `r`.
 _UNWANTED = (
@@ -41,11 +41,18 @@ async def insert_email(
 
 
 async def claim_emails(connection: Connection, claim: UUID, limit: int) -> Sequence[Email]:
-    """Take what is due and has an address, longest due first, campaigns last. No two senders get the same one. What is
-    not wanted is done with that; it is among the answer, marked so."""
-    rows = await connection.fetch(_claiming(_DUE), claim, limit)
-    if len(rows) < limit:
-        rows += await connection.fetch(_claiming(_DUE_OF_CAMPAIGNS), claim, limit - len(rows))
+    """Take what is due, belongs to no campaign and has an address, longest due first. No two senders get the same one.
+    What is not wanted is done with that; it is among the answer, marked so."""
+    return _emails(await connection.fetch(_claiming(_DUE), claim, limit))
+
+
+async def claim_campaign_emails(connection: Connection, claim: UUID, limit: int) -> Sequence[Email]:
+    """As `claim_emails`, of campaigns. Raises `InvalidParameterValueError` where the database does not know the time
+    zone of one of them."""
+    return _emails(await connection.fetch(_claiming(_DUE_OF_CAMPAIGNS), claim, limit))
+
+
+def _emails(rows: Sequence[Record]) -> Sequence[Email]:
     return [Email(**{**row, "context": msgspec.json.decode(row["context"])}) for row in rows]
 
 

@@ -7,9 +7,11 @@ some at a time, and what is noted for emails at the same moment shares a transac
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from uuid import UUID
+
+import asyncpg
 
 from services.notifier import campaign_repository
 from services.notifier import email_repository as repository
@@ -123,16 +125,14 @@ class Sender:
         """Start on what is due, as far as hands are free; false when there was nothing or no free hand."""
         if free <= 0:
             return False
-        try:
+        claimed: list[Email] = []
+        with _logged():
             await self._release()
             async with self._db.transaction() as tx:
-                claimed = await repository.claim_emails(tx, new_id(), free)
-        except TenfoldError as error:
-            log.warning("emails_not_claimed", error=str(error))
-            return False
-        except Exception:
-            log.exception("emails_not_claimed")
-            return False
+                claimed += await repository.claim_emails(tx, new_id(), free)
+        if len(claimed) < free:
+            with _logged():
+                claimed += await self._claim_of_campaigns(free - len(claimed))
         for email in claimed:
             if email.suppressed:
                 metrics.child(EMAILS, email.category, EmailState.SUPPRESSED).inc()
@@ -141,6 +141,20 @@ class Sender:
             self._in_hand.add(task)
             task.add_done_callback(self._put_down)
         return bool(claimed)
+
+    async def _claim_of_campaigns(self, most: int) -> Sequence[Email]:
+        """Apart from other email, which no campaign may hold up."""
+        try:
+            async with self._db.transaction() as tx:
+                return await repository.claim_campaign_emails(tx, new_id(), most)
+        except asyncpg.InvalidParameterValueError:
+            # The server that knew the time zone has been upgraded, or another has taken its place.
+            async with self._db.transaction() as tx:
+                paused = await campaign_repository.pause_without_time_zone(tx)
+            if not paused:
+                raise
+            log.error("campaigns_paused", campaigns=[str(campaign) for campaign in paused], reason="unknown time zone")
+            return ()
 
     async def _release(self) -> None:
         """Give back what senders that went away have in hand, once in a while."""
@@ -246,6 +260,17 @@ class Sender:
             else:
                 return
         log.error("email_left_in_hand", email_id=str(ended.email.id), state=ended.state)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What cannot be claimed now, the next poll finds."""
+    try:
+        yield
+    except TenfoldError as error:
+        log.warning("emails_not_claimed", error=str(error))
+    except Exception:
+        log.exception("emails_not_claimed")
 
 
 class _Provider:

@@ -186,6 +186,23 @@ async def test_an_order_reaches_what_is_in_hand_already(make: Make, order: str) 
             assert len(server.bodies) == 2
 
 
+async def test_a_time_zone_that_is_gone_pauses_its_campaign_only(node: Node, sink: Sink) -> None:
+    await crowd(node, 1)
+    window = {"from": "00:00", "until": "23:59", "time_zone": "UTC"}
+    campaign = await launch(node, window=window, send_at="2100-01-01T00:00:00Z")
+    await eventually(lambda: totals(node, campaign, 1), within=30)
+    connection = await connect(node.settings.database_url)
+    try:
+        await connection.execute("UPDATE campaigns SET time_zone = 'Europe/Nowhere', send_at = now()")
+    finally:
+        await connection.close()
+    (other,) = await crowd(node, 1)
+    await sink.one_to(other.address)
+    await eventually(reached(node, campaign, "paused"), within=30)
+    sound = await launch(node, audience={"user_ids": [str(other.id)]})
+    await eventually(reached(node, sound, "done"), within=30)
+
+
 async def test_it_is_sent_within_its_window_only(node: Node, sink: Sink) -> None:
     people = await crowd(node, 3)
     now = datetime.now(UTC)
