@@ -146,12 +146,17 @@ async def subtract_usage(connection: Connection, owner_id: UUID, size: int) -> N
     )
 
 
-async def get_usage_with_open_uploads(connection: Connection, owner_id: UUID) -> Usage:
-    """The sums, counting uploads that have not been completed as if they were."""
+async def get_usage_with_uploads(connection: Connection, owner_id: UUID) -> Usage:
+    """The sums, counting uploads that have not been completed as if they were, and the bytes of those that have been
+    until they are swept. Until the transaction ends, whoever asks for this owner's waits."""
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended(current_schema || 'uploads' || $1::text, 0))", str(owner_id)
+    )
     row = await connection.fetchrow(
         "SELECT coalesce(sum(bytes), 0)::bigint AS bytes, coalesce(sum(items), 0)::bigint AS items FROM ("
         " SELECT bytes, items FROM usage WHERE owner_id = $1"
-        " UNION ALL SELECT sum(bytes), count(*) FROM uploads WHERE owner_id = $1 AND media_id IS NULL) AS sums",
+        " UNION ALL SELECT sum(bytes), count(*) FILTER (WHERE media_id IS NULL)"
+        "  FROM uploads WHERE owner_id = $1) AS sums",
         owner_id,
     )
     assert row is not None

@@ -82,7 +82,7 @@ class Uploads:
         return await self._add(owner_id, intake, store, find, keep)
 
     async def create(self, owner_id: UUID, new: CreateUpload, once: Once) -> Upload:
-        """Announce an upload straight to the store. Raises `TooLarge` or `QuotaExceeded`; open ones count too."""
+        """Announce an upload straight to the store. Raises `TooLarge` or `QuotaExceeded`; earlier ones count too."""
         if new.bytes > self._settings.upload_max_bytes:
             raise TooLarge(_limit(self._settings))
         async with self._db.transaction() as tx:
@@ -90,7 +90,7 @@ class Uploads:
                 raise Unauthenticated("the account is gone")
             if (earlier := await once.find(tx, Upload)) is not None:
                 return earlier
-            used = await repository.get_usage_with_open_uploads(tx, owner_id)
+            used = await repository.get_usage_with_uploads(tx, owner_id)
             if not self._quota.allows(Usage(used.bytes + new.bytes, used.items + 1)):
                 raise QuotaExceeded
             upload = await repository.insert_upload(

@@ -161,6 +161,33 @@ async def test_is_its_owners_only(anywhere: World) -> None:
     assert (await _complete(anywhere, upload))[0] == 202
 
 
+async def test_what_is_complete_counts_until_it_is_swept(media_settings: Settings, keys: Keys) -> None:
+    """The bytes as they were sent stay until nobody can be sending any more."""
+    settings = msgspec.structs.replace(media_settings, quota_bytes=2 * len(PHOTO))
+    async with running(settings, keys) as world:
+        upload = await _announce(world)
+        await _send(world, upload)
+        status, media = await _complete(world, upload)
+        assert status == 202
+        assert (await world.call("DELETE", f"/api/v1/media/{media['id']}"))[0] == 204
+        second = await _announce(world)
+        body = {"content_type": "image/jpeg", "bytes": len(PHOTO)}
+        status, problem, _ = await world.call("POST", "/api/v1/media/uploads", json=body)
+        assert (status, problem) == (409, _any_problem("quota-exceeded"))
+        assert [name for name in world.stored() if name.startswith("incoming/")] == [f"incoming/{upload['id']}"]
+        await _send(world, second)
+        assert (await _complete(world, second))[0] == 202
+
+
+async def test_announced_at_once_no_more_than_the_quota_are_taken(media_settings: Settings, keys: Keys) -> None:
+    async with running(msgspec.structs.replace(media_settings, quota_items=3), keys, worker=False) as world:
+        body = {"content_type": "image/jpeg", "bytes": len(PHOTO)}
+        answers = await asyncio.gather(
+            *(world.call("POST", "/api/v1/media/uploads", json=body) for _ in range(20)),
+        )
+        assert sorted(status for status, _, _ in answers) == [201] * 3 + [409] * 17
+
+
 async def test_open_uploads_count_towards_the_quota(media_settings: Settings, keys: Keys) -> None:
     settings = msgspec.structs.replace(media_settings, quota_items=2, upload_max_bytes=len(PHOTO))
     body = {"content_type": "image/jpeg", "bytes": len(PHOTO)}
