@@ -147,7 +147,7 @@ async def _body(request: web.Request) -> AsyncIterator[bytes]:
 async def _file_part(form: MultipartReader) -> BodyPartReader:
     """The field `file` of a form; fields before it are passed over, up to a bound."""
     skipped = 0
-    while (part := await form.next()) is not None:
+    while (part := await _next_part(form)) is not None:
         if not isinstance(part, BodyPartReader):
             raise Malformed("nested multipart")
         if part.name == "file":
@@ -157,3 +157,10 @@ async def _file_part(form: MultipartReader) -> BodyPartReader:
             if skipped > _OTHER_FIELDS_BYTES:
                 raise TooLarge("the form's other fields are too large")
     raise EmptyUpload
+
+
+async def _next_part(form: MultipartReader) -> BodyPartReader | MultipartReader | None:
+    try:
+        return await form.next()
+    except RuntimeError as error:  # aiohttp's for a field `_charset_` that names none
+        raise Malformed(f"not a form: {error}") from None

@@ -41,3 +41,8 @@ class UnknownCategory(InvalidInput):
 class UnknownTimeZone(InvalidInput):
     def __init__(self) -> None:
         super().__init__([FieldError("/window/time_zone", "is not the name of a time zone, such as Europe/Berlin")])
+
+
+class NotAMoment(InvalidInput):
+    def __init__(self, pointer: str) -> None:
+        super().__init__([FieldError(pointer, "is not in the years 1 to 9999 of UTC")])

@@ -1,6 +1,6 @@
 """Request and response shapes."""
 
-from datetime import datetime, time
+from datetime import UTC, datetime, time
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.notifier import models
-from services.notifier.errors import InvalidLastEventId
+from services.notifier.errors import InvalidLastEventId, NotAMoment
 from shared.paging import PageQuery
 
 _MAX_POSITION_DIGITS = 18
@@ -128,6 +128,7 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_NO_NUL = r"^[^\x00]*$"  # which PostgreSQL does not keep
 _TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
 
@@ -136,7 +137,7 @@ class SendWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     start: _TimeOfDay = msgspec.field(name="from")
     until: _TimeOfDay
-    time_zone: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    time_zone: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=_NO_NUL)]
 
     def __post_init__(self) -> None:
         if self.start == self.until:
@@ -147,19 +148,30 @@ class SendWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=_NO_NUL)]
     subject: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-    text: Annotated[str, msgspec.Meta(min_length=1, max_length=20_000)]
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=20_000, pattern=_NO_NUL)]
     audience: Audience
-    html: Annotated[str, msgspec.Meta(max_length=40_000)] | None = None
+    html: Annotated[str, msgspec.Meta(max_length=40_000, pattern=_NO_NUL)] | None = None
     send_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     window: SendWindow | None = None
 
     def model(self) -> models.NewCampaign:
+        """Raises `NotAMoment`."""
+        if self.send_at is not None:
+            _require_in_utc(self.send_at)
         window = self.window.model() if self.window else None
         return models.NewCampaign(
             self.name, self.subject, self.text, self.html, self.audience.model(), window, self.send_at
         )
+
+
+def _require_in_utc(moment: datetime) -> None:
+    """The first and the last hours that a date can tell are beyond that elsewhere."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise NotAMoment("/send_at") from None
 
 
 class Campaign(msgspec.Struct, frozen=True):

@@ -68,7 +68,8 @@ async def test_a_form_without_file(world: World) -> None:
     assert (status, problem["errors"][0]["pointer"]) == (422, "/file")
     bad_name = b'--x\r\nContent-Disposition: form-data; name="\x0b"\r\n\r\nx\r\n--x--\r\n'
     cut_off = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + images.photo(300, 200)
-    for body in (b"nonsense", bad_name, cut_off):
+    bad_charset = b'--x\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\n' + b"q" * 100 + b"\r\n--x--\r\n"
+    for body in (b"nonsense", bad_name, cut_off, bad_charset):
         status, problem, _ = await world.upload(body, "multipart/form-data; boundary=x")
         assert status in (400, 422), body[:80]
 

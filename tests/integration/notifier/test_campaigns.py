@@ -308,3 +308,20 @@ async def _send_now(node: Node, campaign: Any) -> None:
         await connection.execute("UPDATE campaigns SET send_at = now() WHERE id = $1", campaign["id"])
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"name": "a\0"}, "/name"),
+        ({"text": "a\0\n"}, "/text"),
+        ({"html": "\0"}, "/html"),
+        ({"window": {"from": "09:00", "until": "18:00", "time_zone": "\0"}}, "/window/time_zone"),
+        ({"send_at": "9999-12-31T23:59:59-12:00"}, "/send_at"),
+        ({"send_at": "0001-01-01T00:00:00+12:00"}, "/send_at"),
+    ],
+    ids=["name", "text", "html", "time-zone", "too-late", "too-early"],
+)
+async def test_what_cannot_be_kept_is_refused_by_name(node: Node, changes: dict[str, Any], pointer: str) -> None:
+    status, problem = await ask(node, "POST", "/campaigns", json=BODY | changes)
+    assert (status, problem["errors"][0]["pointer"]) == (422, pointer)
