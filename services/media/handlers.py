@@ -13,7 +13,7 @@ from services.media.errors import EmptyUpload
 from services.media.models import Image
 from services.media.service import Media, Viewer
 from services.media.uploads import Uploads
-from shared.application import NO_CONTENT, Call, Reply
+from shared.application import NO_CONTENT, Call, Reply, etag
 from shared.errors import Malformed, TooLarge, UnsupportedType
 from shared.paging import Page, PageQuery, page
 
@@ -93,7 +93,9 @@ class Handlers:
         return self._reply(image, {"Location": f"/api/v1/media/{image.id}"})
 
     def _reply(self, image: Image, headers: dict[str, str] | None = None) -> Reply[schemas.Media]:
-        return Reply(self._render(image), image.version, headers or {})
+        # Not as the reply's version, which would be answered by a 304: of an image that has not changed the signed URLs
+        # have, and those that the caller has may have expired.
+        return Reply(self._render(image), headers={hdrs.ETAG: etag(image.version), **(headers or {})})
 
 
 def _viewer(call: Call, query: schemas.Signature) -> Viewer:
