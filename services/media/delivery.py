@@ -164,4 +164,4 @@ def _some(socket: int, file: int, position: int, most: int) -> int:
 def _cache_control(fresh_seconds: int | None) -> str:
     if fresh_seconds is None:
         return "private, no-cache"
-    return f"public, max-age={fresh_seconds}, immutable"
+    return f"public, max-age={fresh_seconds}, must-revalidate"

@@ -23,7 +23,7 @@ from shared.outbox import Outbox
 from shared.paging import PageQuery
 
 _REDIRECTED_SECONDS = 600
-_FOREVER_SECONDS = 365 * 24 * 3600
+_PUBLIC_SECONDS = 600  # for so long caches still show what its owner has made private
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Media:
         if image is None:
             raise NotFound
         if image.visibility is Visibility.PUBLIC:
-            return _FOREVER_SECONDS
+            return _PUBLIC_SECONDS
         if viewer.signature:
             left = self._signer.seconds_left(path, viewer.expires, viewer.signature)
             if left is not None and left > 0:

@@ -102,9 +102,25 @@ async def test_everybody_sees_public_media(world: World) -> None:
     assert (status, changed["visibility"], changed["version"]) == (200, "public", media["version"] + 1)
     async with world.http.get(f"{world.url}{path}/variants/small") as answer:
         assert answer.status == 200
-        assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+        assert answer.headers["Cache-Control"] == "public, max-age=600, must-revalidate"
     async with world.http.get(f"{world.url}{path}") as answer:
         assert answer.status == 401
+
+
+async def test_public_media_can_be_taken_back(world: World) -> None:
+    """Caches ask again after minutes; with what they have, nobody is told that it holds still."""
+    media = await world.settled((await world.uploaded(images.photo(*PHOTO)))["id"])
+    path = f"/api/v1/media/{media['id']}"
+    await world.call("PATCH", path, json={"visibility": "public"})
+    stranger = world.keys.bearer(new_id())
+    for where in (f"{path}/original", f"{path}/variants/small"):
+        status, _, headers = await world.call("GET", where, stranger)
+        assert (status, headers["Cache-Control"]) == (200, "public, max-age=600, must-revalidate")
+        cached = {**stranger, "If-None-Match": headers["ETag"]}
+        assert (await world.call("GET", where, cached))[0] == 304
+        await world.call("PATCH", path, json={"visibility": "private"})
+        assert (await world.call("GET", where, cached))[0] == 404
+        await world.call("PATCH", path, json={"visibility": "public"})
 
 
 async def test_strangers_see_the_original_and_do_not_learn_where_it_was_taken(world: World) -> None:
@@ -121,7 +137,7 @@ async def test_strangers_see_the_original_and_do_not_learn_where_it_was_taken(wo
     status, public, headers = await world.call("GET", path, stranger)
     assert (status, public, headers["Content-Type"]) == (200, signed, "image/jpeg")
     assert headers["ETag"] == f'"{hashlib.sha256(public).hexdigest()}"'
-    assert headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert headers["Cache-Control"] == "public, max-age=600, must-revalidate"
     assert (b"Secretive" in data, b"Secretive" in public) == (True, False)
     assert images.size(public) == images.size(data)
     assert (await world.call("GET", path))[1] == data  # the owner's are the very bytes

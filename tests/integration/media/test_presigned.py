@@ -257,7 +257,7 @@ async def test_variants_are_fetched_from_the_store(
         await _send(world, upload)
         media = await world.settled((await _complete(world, upload))[1]["id"])
         async with world.http.get(world.url + media["variants"][0]["url"], allow_redirects=False) as answer:
-            assert (answer.status, answer.headers["Cache-Control"]) == (307, "public, max-age=300, immutable")
+            assert (answer.status, answer.headers["Cache-Control"]) == (307, "public, max-age=300, must-revalidate")
             where = answer.headers["Location"]
         assert where.startswith(public)
         async with world.http.get(where) as answer:
