@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from datetime import datetime, time
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
@@ -304,11 +305,22 @@ def is_sendable(address: str) -> bool:
     return _ADDRESS.fullmatch(address) is not None
 
 
-def greeting_name(text: str) -> str:
-    """The name as a message may use it; empty if mail programs could make a link of it. Who registers chooses the
-    name and an address, which may be a stranger's: that must not be a way to send strangers links."""
-    name = one_line(text)
-    return "" if _LINK.search(name) else name
+def without_links(text: str) -> str:
+    """A name or a title as a message may use it; empty if mail programs could make a link of it. Who registers chooses
+    names and an address, which may be a stranger's: that must not be a way to send strangers links."""
+    line = one_line(text)
+    return "" if _LINK.search(line) else line
+
+
+def in_email(context: Mapping[str, Any]) -> dict[str, Any]:
+    """What an email is made from, without what its recipient's account could have a stranger sent: see
+    `without_links`. Of a webhook's URL the host is left."""
+    kept = dict(context)
+    if "title" in kept:
+        kept["title"] = without_links(kept["title"])
+    if "url" in kept:
+        kept["url"] = urlsplit(kept["url"]).hostname
+    return kept
 
 
 def one_line(text: str) -> str:

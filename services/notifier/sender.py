@@ -26,7 +26,8 @@ from services.notifier.models import (
     Leaving,
     Outcome,
     RetryPolicy,
-    greeting_name,
+    in_email,
+    without_links,
 )
 from services.notifier.settings import Settings
 from services.notifier.texts import Texts
@@ -215,9 +216,9 @@ class Sender:
             return Result(Outcome.POSTPONED, type(error).__name__)
 
     async def _compose(self, email: Email) -> Letter:
-        name = greeting_name(email.display_name)
+        name = without_links(email.display_name)
         if email.campaign_id is None:
-            context = email.context | {"display_name": name, "token": self._token(email)}
+            context = in_email(email.context) | {"display_name": name, "token": self._token(email)}
             content = self._texts.email(email.category, email.locale, context)
             return self._composer.compose(content, name, email.address, email.message_id)
         campaign = await self._campaign(email.campaign_id)

@@ -23,7 +23,7 @@ from services.notifier.consumed import (
     UserVerificationRequested,
 )
 from services.notifier.errors import UnknownCategory
-from services.notifier.models import OPTIONAL, Category, Notification, StreamEntry, WebhookEvent, greeting_name
+from services.notifier.models import OPTIONAL, Category, Notification, StreamEntry, WebhookEvent, without_links
 from services.notifier.streams import Hub, Watch
 from services.notifier.texts import Texts
 from services.notifier.wakes import Wakes
@@ -222,7 +222,7 @@ class Notifier:
         """In the inbox, on the stream and by email; only the email knows of `in_email`."""
         recipient = await repository.advance_stream(tx, user_id, by=1 if change is None else 2)
         title, body = self._texts.notice(
-            category, recipient.locale, data | {"display_name": greeting_name(recipient.display_name)}
+            category, recipient.locale, data | {"display_name": without_links(recipient.display_name)}
         )
         notification = await repository.insert_notification(tx, new_id(), user_id, category, title, body, data)
         newest = recipient.stream_position

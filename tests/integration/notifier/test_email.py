@@ -294,3 +294,17 @@ async def test_an_event_makes_one_email_also_without_its_inbox_row(
     await node.give_again(envelopes)
     async with db.transaction() as tx:
         assert await tx.fetchval("SELECT count(*) FROM emails WHERE user_id = $1", person.id) == 1
+
+
+async def test_a_title_with_a_link_is_in_the_inbox_only(node: Node, person: Person, sink: Sink) -> None:
+    await node.give(person.processed("https://example.com/win"), person.registered())
+
+    async def both() -> list[dict[str, Any]]:
+        found = await sink.to(person.address)
+        return found if len(found) == 2 else []
+
+    found = await eventually(both)
+    assert "Your photo is ready" in {mail["subject"] for mail in found}
+    assert not any("example.com/win" in mail["text"] + mail["html"] for mail in found)
+    _, inbox = await node.call("GET", "", person.id)
+    assert "“https://example.com/win” is ready" in {item["title"] for item in inbox["items"]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.notifier.channels.email import Composer, Letter, NotSendable
 from services.notifier.channels.smtp import SmtpUrl, Stage, judge
-from services.notifier.models import Content, EmailState, Outcome, RetryPolicy, greeting_name, is_sendable
+from services.notifier.models import Content, EmailState, Outcome, RetryPolicy, in_email, is_sendable, without_links
 from services.notifier.settings import Settings
 from shared.testing import FixedClock
 
@@ -107,7 +107,7 @@ def test_international_addresses(composer: Composer) -> None:
     ],
 )
 def test_a_name_that_could_become_a_link_is_not_used(name: str, greeting: str) -> None:
-    assert greeting_name(name) == greeting
+    assert without_links(name) == greeting
 
 
 @pytest.mark.parametrize(
@@ -207,3 +207,9 @@ def test_settings_name_what_is_wrong() -> None:
         email_lease_seconds=1,
     )
     assert [fault.partition(":")[0] for fault in settings.check()] == ["SMTP_URL", "MAIL_FROM", "EMAIL_LEASE_SECONDS"]
+
+
+def test_an_email_tells_strangers_no_titles_with_links_and_no_urls() -> None:
+    context = {"title": "win at www.example.com", "url": "https://example.com:8443/win?now", "media_id": "1"}
+    assert in_email(context) == {"title": "", "url": "example.com", "media_id": "1"}
+    assert in_email({"title": "Sunset", "reason": "x"}) == {"title": "Sunset", "reason": "x"}
