@@ -19,6 +19,9 @@ from standardwebhooks import Webhook as Signer
 Network = IPv4Network | IPv6Network
 
 _NAT64 = ip_network("64:ff9b::/96")
+# What `ipaddress` calls global, but leads into networks of one's own: local NAT64 (RFC 8215), site-local, and the
+# IPv4-compatible and IPv4-translated forms.
+_NOT_PUBLIC = tuple(ip_network(text) for text in ("64:ff9b:1::/48", "fec0::/10", "::/96", "::ffff:0:0:0/96"))
 _IPV4_BITS = 0xFFFFFFFF
 _READ_BYTES = 4096
 _GONE = 410
@@ -49,7 +52,7 @@ def is_public(text: str, allowed: Sequence[Network] = ()) -> bool:
     address = _innermost(ip_address(text.partition("%")[0]))
     if any(address in network for network in allowed):
         return True
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and not any(address in network for network in _NOT_PUBLIC)
 
 
 def _innermost(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
