@@ -89,7 +89,8 @@ async def list_audience(connection: Connection, campaign: Campaign, after: UUID 
     who were there when it was made: a snapshot without a copy."""
     rows = await connection.fetch(
         "SELECT user_id FROM recipients WHERE user_id > $1 AND user_id < $2 AND email IS NOT NULL"
-        " AND ($3::text IS NULL OR locale = $3) AND ($4::uuid[] IS NULL OR user_id = ANY ($4))"
+        " AND ($3::text IS NULL OR locale = $3 OR starts_with(locale, $3 || '-'))"
+        " AND ($4::uuid[] IS NULL OR user_id = ANY ($4))"
         " ORDER BY user_id LIMIT $5",
         after or _NOBODY,
         campaign.id,

@@ -111,7 +111,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly one of: `{"all": true}`, `{"user_ids": [...]}`, `{"locale": "de"}`."""
+    """Exactly one of: `{"all": true}`, `{"user_ids": [...]}`, `{"locale": "de"}`, which takes `de-AT` in."""
 
     all: Literal[True] | UnsetType = UNSET
     user_ids: Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=1000)] | UnsetType = UNSET

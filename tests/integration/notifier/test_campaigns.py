@@ -87,10 +87,12 @@ async def test_everybody_gets_one(node: Node, sink: Sink) -> None:
 
 
 async def test_only_the_audience_gets_it(node: Node, sink: Sink) -> None:
-    english, german = await crowd(node, 3), await crowd(node, 4, "de")
+    english, german = await crowd(node, 3), await crowd(node, 3, "de") + await crowd(node, 1, "de-AT")
     by_language = await launch(node, audience={"locale": "de"})
     await eventually(reached(node, by_language, "done"), within=30)
     assert await mails(sink, [*english, *german]) == [0] * 3 + [1] * 4
+    by_region = await launch(node, audience={"locale": "de-DE"})
+    assert (await eventually(reached(node, by_region, "done"), within=30))["total"] == 0
     by_name = await launch(node, audience={"user_ids": [str(english[0].id), str(Person().id)]})
     done = await eventually(reached(node, by_name, "done"), within=30)
     assert done["total"] == 1
