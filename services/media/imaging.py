@@ -76,7 +76,7 @@ def make_variants(job: Job, limits: Limits) -> Made | Refused:
             return _too_many("animation", pixels * _frames(header), limits.max_animation_pixels)
         return Made(_made(pyvips, job, header))
     except pyvips.Error as error:
-        return Refused("damaged", f"the file is damaged or incomplete ({_first_line(error)})")
+        return Refused("damaged", f"the file is damaged or incomplete ({_first_line(error, job)})")
     except MemoryError:
         return Refused("out-of-memory", "the image takes too much memory")
 
@@ -147,9 +147,10 @@ def _fitted(image: Any, longest: int) -> Any:
     return image.thumbnail_image(longest, height=longest, size="down").copy_memory()
 
 
-def _first_line(error: Any) -> str:
+def _first_line(error: Any, job: Job) -> str:
+    """For its owner, whom our paths do not concern."""
     lines = [line.strip() for line in str(error.detail).splitlines() if line.strip()]
-    return lines[0][:200] if lines else "no details"
+    return lines[0].replace(f"{job.target}/", "")[:200] if lines else "no details"
 
 
 def _confine(limits: Limits) -> None:

@@ -84,9 +84,10 @@ async def test_what_answers_nonsense_is_given_up(tmp_path: Path, monkeypatch: py
         (images.photo(300, 200, "avif")[:1000], "image/avif", "damaged"),
         (b"\xff\xd8\xff" + bytes(100), "image/jpeg", "damaged"),
         (images.photo(300, 200, "png"), "image/jpeg", "damaged"),  # not what its first bytes were taken for
+        (b"nonsense", "image/png", "damaged"),
         (images.bomb(), "image/png", "too-many-pixels"),
     ],
-    ids=["half-jpeg", "head-jpeg", "half-png", "half-webp", "half-avif", "zeros", "other-type", "bomb"],
+    ids=["half-jpeg", "head-jpeg", "half-png", "half-webp", "half-avif", "zeros", "other-type", "nonsense", "bomb"],
 )
 async def test_a_bad_image_is_refused_with_a_reason(tmp_path: Path, data: bytes, content_type: str, code: str) -> None:
     async with Children.opened(_limits()) as children:
@@ -94,6 +95,7 @@ async def test_a_bad_image_is_refused_with_a_reason(tmp_path: Path, data: bytes,
             await children.process(_file(tmp_path, data), tmp_path, content_type)
         assert caught.value.code == code
         assert caught.value.reason
+        assert str(tmp_path) not in caught.value.reason
         child = _running()
         await children.process(_file(tmp_path, images.photo(300, 200)), tmp_path, "image/jpeg")
         assert _running() == child  # the child has survived it
