@@ -103,15 +103,14 @@ class KafkaBus:
         self._hanging = {place: until for place, until in self._hanging.items() if until > now}
         for position, message in enumerate(messages):
             key, data = message.key, message.data
-            if message.topic not in places:
+            if (partitions := places.get(message.topic)) is None:
                 continue
             if len(data) > _LARGEST_BYTES or key in too_large:
                 outcomes[position] = too_large.setdefault(key, MessageSizeTooLargeError(f"{len(data)} bytes"))
                 continue
             digest, encoded = _placed(key)
-            partitions = places[message.topic]
             partition = digest % len(partitions)
-            if (message.topic, partition) in self._hanging:
+            if self._hanging and (message.topic, partition) in self._hanging:
                 continue
             if key in self._suspects:
                 inside = suspects.setdefault((message.topic, partition), [])
@@ -147,8 +146,8 @@ class KafkaBus:
             refusal = await self._refusal(producer, batch, topic, partition)
             if refusal is not None:
                 break
-            for *_, position in records[: batch.record_count()]:
-                outcomes[position] = None
+            for record in records[: batch.record_count()]:
+                outcomes[record[3]] = None
             records = records[batch.record_count() :]
         else:
             return
