@@ -147,7 +147,7 @@ class KafkaBus:
             if refusal is not None:
                 break
             for record in records[: batch.record_count()]:
-                outcomes[record[3]] = None
+                outcomes[record[-1]] = None
             records = records[batch.record_count() :]
         else:
             return

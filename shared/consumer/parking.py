@@ -209,11 +209,9 @@ def _values(envelope: Envelope, ordered: bool) -> tuple[object, ...]:
         envelope.id,
         envelope.type,
         envelope.source,
-        envelope.key.replace("\0", ""),  # which PostgreSQL cannot hold
+        _text(envelope.key),
         envelope.time,
-        msgspec.json.encode(
-            {name.replace("\0", ""): value.replace("\0", "") for name, value in envelope.headers.items()}
-        ).decode(),
+        msgspec.json.encode({_text(name): _text(value) for name, value in envelope.headers.items()}).decode(),
         envelope.data,
         envelope.origin,
     )
